@@ -1,0 +1,65 @@
+"""Where prompts come from: generated tasks or a dataset; discriminated by `type`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rlhf.config.section import Section
+
+
+class PromptFormat(Section):
+    """What every source of prompts shares: how a row becomes token ids."""
+
+    system_prompt: str | None = None
+    """Put before each prompt as a system message (chat models only)."""
+    max_prompt_tokens: int = Field(1024, ge=1)
+    """Longest allowed prompt, chat template included."""
+    overlong_prompts: Literal["error", "skip", "truncate_left"] = "error"
+    """What happens to a longer prompt: stop with its row, leave it out (counted), or keep its last tokens."""
+
+
+class ArithmeticConfig(PromptFormat):
+    """Generated sums: `What is 12 + 7? Answer with only the number.` The last integer of the completion is graded."""
+
+    type: Literal["arithmetic"] = "arithmetic"
+    level: int = Field(1, ge=1, le=5)
+    """1: one-digit sums; 2: sums below 50; 3: + and - below 100; 4: + - and * of two-digit numbers; 5: two operations."""
+    size: int = Field(100_000, ge=1)
+    """How many prompts an epoch has (drawn with replacement from the training half where the level has fewer)."""
+
+
+class CountdownConfig(PromptFormat):
+    """Generated countdown: reach the target with + - * / using each given number at most once."""
+
+    type: Literal["countdown"] = "countdown"
+    numbers: int = Field(3, ge=2, le=6)
+    """How many numbers are given."""
+    largest: int = Field(20, ge=4, le=100)
+    """The largest given number."""
+    size: int = Field(100_000, ge=1)
+    """How many prompts an epoch has."""
+
+
+class DatasetConfig(PromptFormat):
+    """A prompt dataset: hub id, or local jsonl / parquet files; standard (`prompt: str`) or conversational (`prompt: [messages]`)."""
+
+    type: Literal["dataset"] = "dataset"
+    path: str
+    """Hub id, or a local file or glob ending in .jsonl, .json or .parquet."""
+    subset: str | None = None
+    """The hub dataset's configuration, e.g. `main` for openai/gsm8k."""
+    split: str = "train"
+    """The hub dataset's split; slices such as `train[:1000]` work."""
+    revision: str | None = None
+    """The hub dataset's commit."""
+    prompt_field: str = "prompt"
+    """The field with the prompt: a string or a list of chat messages."""
+    answer_field: str | None = None
+    """The field with the gold answer; required by the `correctness` reward."""
+    answer_after: str | None = None
+    """Keep only what follows the last occurrence of this marker in the answer, e.g. `####` for GSM8K."""
+    prompt_template: str = "{prompt}"
+    """Text around a string prompt; `{prompt}` is replaced, nothing else is interpreted."""
+
+
+PromptSourceConfig = Annotated[ArithmeticConfig | CountdownConfig | DatasetConfig, Field(discriminator="type")]

@@ -1,0 +1,37 @@
+"""The whole configuration of the GRPO family's recipe, and the rules between its sections."""
+
+
+from rlhf.config.algorithm import PolicyGradientConfig
+from rlhf.config.data import PromptSourceConfig
+from rlhf.config.model import ModelConfig
+from rlhf.config.optimizer import OptimizerConfig, ScheduleConfig, AdamWConfig
+from rlhf.config.rewards import RewardsConfig
+from rlhf.config.rollouts import EngineConfig, SamplingConfig, VllmEngineConfig
+from rlhf.config.section import Section
+from rlhf.config.training import (
+    BatchConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    GuardConfig,
+    RunConfig,
+    TrackingConfig,
+)
+
+
+class GRPOConfig(Section):
+    """Group-relative policy optimisation and its relatives: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: PromptSourceConfig
+    rewards: RewardsConfig = RewardsConfig()
+    engine: EngineConfig = VllmEngineConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    algorithm: PolicyGradientConfig = PolicyGradientConfig()
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    guards: GuardConfig = GuardConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()

@@ -1,0 +1,88 @@
+"""What a completion is paid for: a weighted list of reward functions, discriminated by `type`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rlhf.config.section import Section
+
+
+class RewardFunctionConfig(Section):
+    """What every reward function has."""
+
+    weight: float = 1.0
+    """Factor in the sum of rewards."""
+
+
+class CorrectnessConfig(RewardFunctionConfig):
+    """1 for a right answer, 0 for a wrong or ungradable one, judged by the task's own scorer or the math grader."""
+
+    type: Literal["correctness"] = "correctness"
+
+
+class FormatConfig(RewardFunctionConfig):
+    """1 if the completion has the wanted shape, else 0."""
+
+    type: Literal["format"] = "format"
+    shape: Literal["boxed", "think_answer", "number_only"] = "boxed"
+    r"""`boxed`: exactly one \boxed{}; `think_answer`: <think>...</think><answer>...</answer>; `number_only`: a bare number."""
+
+
+class LengthConfig(RewardFunctionConfig):
+    """Linear in length: 0 at no tokens, -1 at `target_tokens` and beyond; multiply by a small weight."""
+
+    type: Literal["length"] = "length"
+    target_tokens: int = Field(256, ge=1)
+    """Where the penalty reaches -1."""
+
+
+class RepetitionConfig(RewardFunctionConfig):
+    """Minus the share of repeated n-grams of tokens, in [-1, 0]."""
+
+    type: Literal["repetition"] = "repetition"
+    ngram: int = Field(4, ge=1)
+    """Length of the n-grams."""
+
+
+class SoftOverlongConfig(RewardFunctionConfig):
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 below max - buffer, falling linearly to -1 at max."""
+
+    type: Literal["soft_overlong"] = "soft_overlong"
+    max_tokens: int = Field(..., ge=1)
+    """Where the punishment reaches -1."""
+    buffer_tokens: int = Field(..., ge=1)
+    """Length of the slope."""
+
+
+class CallableConfig(RewardFunctionConfig):
+    """A user's function with TRL's signature `f(prompts, completions, **columns) -> list[float | None]`, sync or async."""
+
+    type: Literal["callable"] = "callable"
+    path: str = Field(..., pattern=r"^[\w.\-/]+(\.py)?:\w+$")
+    """`package.module:function`, or `path/to/file.py:function`."""
+
+
+RewardConfig = Annotated[
+    CorrectnessConfig | FormatConfig | LengthConfig | RepetitionConfig | SoftOverlongConfig | CallableConfig,
+    Field(discriminator="type"),
+]
+
+
+class GraderPoolConfig(Section):
+    """The killable worker processes in which grading happens."""
+
+    workers: int = Field(1, ge=1)
+    """Number of worker processes."""
+    timeout_s: float = Field(10.0, gt=0)
+    """Wall-clock limit per completion; a worker past it is killed and the completion counted as a time-out."""
+
+
+class RewardsConfig(Section):
+    """All rewards, and what happens when one fails."""
+
+    functions: list[RewardConfig] = Field(default_factory=lambda: [CorrectnessConfig()], min_length=1)
+    """The reward functions; the reward is their weighted sum."""
+    on_error: Literal["raise", "ungradable"] = "raise"
+    """An exception in a reward function stops the run with the sample's id, or marks the sample ungradable (counted)."""
+    pool: GraderPoolConfig = GraderPoolConfig()
+    """The grader's worker processes."""

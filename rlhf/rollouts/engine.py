@@ -1,0 +1,42 @@
+"""The contract between the trainer and whatever makes completions."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rlhf.config.rollouts import SamplingConfig
+from rlhf.data.types import Prompt, Sample
+
+
+class EngineError(RuntimeError):
+    """The engine died or refused; the message holds the tail of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to make: sample `index` of `prompt`, drawn with `seed`."""
+
+    prompt: Prompt
+    index: int
+    seed: int
+
+
+class Engine(Protocol):
+    """Makes completions with the weights it was last given."""
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
+        """Completions in the order of `requests`, not yet graded, with `text` decoded (special tokens dropped).
+
+        The samples of one prompt share its prefill. Raises EngineError when the engine is gone.
+        """
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Replace all weights in place by (HF parameter name, tensor) pairs, and drop cached prefixes."""
+
+    def checksums(self) -> dict[str, str]:
+        """Checksum by HF parameter name, computed from the tensors the engine computes with (see weights.py)."""
+
+    def close(self) -> None:
+        """Free the engine; idempotent."""
