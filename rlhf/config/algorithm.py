@@ -95,13 +95,20 @@ class PolicyGradientConfig(Section):
     def _fill_from_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        preset = PRESETS.get(values.get("preset", "grpo"), {})
-        return {**preset, **values}
+        preset = PRESETS.get(str(values.get("preset", "grpo")), {})
+        filled = {**preset, **values}
+        for name, default in preset.items():
+            if isinstance(default, dict) and isinstance(values.get(name), dict):
+                filled[name] = {**default, **values[name]}
+        return filled
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "PolicyGradientConfig":
+        problems = []
         if self.loss == "reinforce" and self.importance == "sequence":
-            raise ValueError("loss 'reinforce' has no importance ratio: use importance: token, or loss: clip")
+            problems.append("loss 'reinforce' has no importance ratio: use importance: token, or loss: clip")
         if self.dual_clip is not None and self.loss != "clip":
-            raise ValueError(f"dual_clip bounds the clipped surrogate; with loss '{self.loss}' remove it")
+            problems.append(f"dual_clip bounds the clipped surrogate; with loss '{self.loss}' remove it")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self

@@ -1,12 +1,14 @@
 """The whole configuration of the GRPO family's recipe, and the rules between its sections."""
 
+from pydantic import model_validator
 
 from rlhf.config.algorithm import PolicyGradientConfig
 from rlhf.config.data import PromptSourceConfig
 from rlhf.config.model import ModelConfig
-from rlhf.config.optimizer import OptimizerConfig, ScheduleConfig, AdamWConfig
+from rlhf.config.optimizer import AdamWConfig, OptimizerConfig, ScheduleConfig
 from rlhf.config.rewards import RewardsConfig
 from rlhf.config.rollouts import EngineConfig, SamplingConfig, VllmEngineConfig
+from rlhf.config.rules import contradictions
 from rlhf.config.section import Section
 from rlhf.config.training import (
     BatchConfig,
@@ -35,3 +37,9 @@ class GRPOConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> "GRPOConfig":
+        if problems := contradictions(self):
+            raise ValueError("\n".join(problems))
+        return self

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf.config.section import Section
 
@@ -52,6 +52,14 @@ class SoftOverlongConfig(RewardFunctionConfig):
     """Where the punishment reaches -1."""
     buffer_tokens: int = Field(..., ge=1)
     """Length of the slope."""
+
+    @model_validator(mode="after")
+    def _refuse_long_buffer(self) -> "SoftOverlongConfig":
+        if self.buffer_tokens > self.max_tokens:
+            raise ValueError(
+                f"buffer_tokens = {self.buffer_tokens} is above max_tokens = {self.max_tokens}: set it to {self.max_tokens} or less"
+            )
+        return self
 
 
 class CallableConfig(RewardFunctionConfig):
