@@ -1,0 +1,142 @@
+"""How much memory one rank needs: arithmetic on the configuration and the model's sizes, item by item. No model is loaded."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlhf.config.model_shapes import ModelShape
+from rlhf.config.rollouts import VllmEngineConfig
+
+BYTES = {"float32": 4, "bfloat16": 2}
+GIB = 1024**3
+# float32 numbers of optimizer state for each trained parameter
+OPTIMIZER_STATES = {"adamw": 2}
+# tokens whose logits exist at once in the streamed LM head
+HEAD_BLOCK_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class MemoryItem:
+    """One line of the plan."""
+
+    name: str
+    bytes: int
+    formula: str
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory of one rank. Leaves out the framework itself (about 1 GiB on CUDA) and fragmentation."""
+
+    items: tuple[MemoryItem, ...]
+    parameters: int
+    trained_parameters: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(item.bytes for item in self.items)
+
+    def render(self) -> str:
+        """A table in plain text: GiB, item, how it is counted."""
+        lines = [f"{self.parameters:,} parameters, {self.trained_parameters:,} trained"]
+        rows = [*self.items, MemoryItem("total for one rank", self.total_bytes, "without the framework itself, and fragmentation")]
+        width = max(len(row.name) for row in rows)
+        lines += [f"  {row.bytes / GIB:9.3f} GiB  {row.name:<{width}}  {row.formula}" for row in rows]
+        return "\n".join(lines)
+
+
+def memory_plan(
+    config: Any, shape: ModelShape, world_size: int = 1, zero_stage: int = 0, device: Literal["cpu", "cuda"] = "cpu"
+) -> MemoryPlan:
+    """The plan for one of `world_size` ranks.
+
+    `zero_stage`: 0 replicates everything (DDP); 1 divides masters and optimizer state over the ranks; 2 also gradients; 3 also the
+    weights (the same as FSDP's full sharding). P is the number of parameters, T of trained ones, b the bytes of the compute dtype.
+    """
+    model, b = config.model, BYTES[config.model.dtype]
+    parameters = shape.parameters
+    trained = shape.lora_parameters(model.lora.rank, model.lora.target_modules) if model.lora else parameters
+    total = parameters + (trained if model.lora else 0)
+    states_share, gradients_share, weights_share = (world_size if zero_stage >= stage else 1 for stage in (1, 2, 3))
+    states = OPTIMIZER_STATES[config.optimizer.type]
+    items = [_item("policy weights", total * b, weights_share, f"(P + adapters) x {b}" if model.lora else f"P x {b}")]
+    if b < 4:
+        items.append(_item("float32 masters", trained * 4, states_share, "T x 4"))
+    items.append(_item("gradients", trained * 4, gradients_share, "T x 4"))
+    items.append(_item("optimizer state", trained * 4 * states, states_share, f"T x 4 x {states} ({config.optimizer.type})"))
+    if config.algorithm.kl.coefficient > 0 and not model.lora:
+        items.append(_item("reference policy", parameters * b, weights_share, f"P x {b}"))
+    if zero_stage >= 3 and world_size > 1:
+        gathered = shape.block_parameters + shape.vocabulary * shape.hidden
+        items.append(_item("gathered weights", gathered * b, 1, f"(one block + LM head) x {b}"))
+    items += [_activations(config, shape, world_size, device), _head(config, shape, world_size)]
+    return MemoryPlan((*items, *_engine(config, shape, world_size, device)), total, trained)
+
+
+def micro_batch_tokens(config: Any, world_size: int) -> int:
+    """Tokens of the largest micro-batch: the budget, or all tokens of an optimizer step where those are fewer.
+
+    A packed micro-batch holds each prompt once for all its completions, a padded one once for each completion.
+    """
+    prompts = max(1, config.batch.prompts_per_step // (world_size * config.batch.minibatches))
+    prompt, completion, group = config.data.max_prompt_tokens, config.sampling.max_tokens, config.sampling.samples_per_prompt
+    if config.model.attention == "packed":
+        most = prompts * (prompt + group * completion)
+    else:
+        most = prompts * group * (prompt + completion)
+    # a sample that is longer than the budget is a micro-batch of its own
+    return min(most, max(config.batch.tokens_per_micro_batch, prompt + completion))
+
+
+def activation_bytes(shape: ModelShape, tokens: int, b: int, has_checkpointing: bool, attended: int = 0) -> int:
+    """What autograd keeps of the decoder blocks for `tokens` tokens; `b` bytes a number, float32 inside the norms.
+
+    One block keeps, for each token, 2 (4 + 2b) H for the two norms (float32 input, normalised, scaled),
+    b (2 A + 2 K) for queries, keys, values and the attention's output, and 4 b I for the gated MLP, where H is the hidden size, A and K
+    the widths of queries and keys, and I the MLP's width; where attention scores are kept (no fused kernel), also
+    (b + 4 [b < 4]) bytes for each head and each of `attended` keys.
+    With gradient checkpointing every block keeps its input, b H, and one block at a time keeps all.
+    """
+    block = 2 * (4 + 2 * b) * shape.hidden + b * (2 * shape.query_width + 2 * shape.kv_width + 4 * shape.intermediate)
+    block += shape.heads * attended * (b + (4 if b < 4 else 0))
+    if has_checkpointing:
+        return tokens * (shape.layers * b * shape.hidden + block)
+    return tokens * shape.layers * block
+
+
+def _activations(config: Any, shape: ModelShape, world_size: int, device: str) -> MemoryItem:
+    tokens = micro_batch_tokens(config, world_size)
+    # CUDA has fused attention; on CPU the scores of a packed batch are kept for the backward pass
+    attended = config.data.max_prompt_tokens + config.sampling.max_tokens if device == "cpu" else 0
+    has_checkpointing = config.model.gradient_checkpointing
+    amount = activation_bytes(shape, tokens, BYTES[config.model.dtype], has_checkpointing, attended)
+    kept = f"{shape.layers} block inputs and 1 block" if has_checkpointing else f"{shape.layers} blocks"
+    return MemoryItem("activations", amount, f"{tokens:,} tokens of one micro-batch, {kept}")
+
+
+def _head(config: Any, shape: ModelShape, world_size: int) -> MemoryItem:
+    tokens = micro_batch_tokens(config, world_size)
+    block = min(HEAD_BLOCK_TOKENS, tokens)
+    amount = 2 * 4 * block * shape.vocabulary + 2 * 4 * tokens * shape.hidden
+    return MemoryItem("LM head", amount, f"logits and their gradient of {block:,} tokens, final hidden states and theirs")
+
+
+def _engine(config: Any, shape: ModelShape, world_size: int, device: str) -> list[MemoryItem]:
+    engine = config.engine
+    b = BYTES[config.model.dtype if engine.dtype == "auto" else engine.dtype]
+    items = [MemoryItem("engine weights", shape.parameters * b, f"P x {b}")]
+    if isinstance(engine, VllmEngineConfig) and device == "cpu":
+        return [*items, MemoryItem("engine key-value cache", int(engine.cpu_kv_cache_gib * GIB), "engine.cpu_kv_cache_gib")]
+    at_once = engine.max_num_seqs if isinstance(engine, VllmEngineConfig) else engine.max_rows
+    prompts = max(1, config.batch.prompts_per_step // world_size)
+    rows = min(at_once, prompts * config.sampling.samples_per_prompt)
+    length = config.data.max_prompt_tokens + config.sampling.max_tokens
+    amount = rows * length * 2 * shape.layers * shape.kv_width * b
+    formula = f"{rows} completions x {length:,} tokens"
+    if isinstance(engine, VllmEngineConfig):
+        formula += f"; vLLM reserves {engine.gpu_memory_utilization:.0%} of the card for weights and cache"
+    return [*items, MemoryItem("engine key-value cache", amount, formula)]
+
+
+def _item(name: str, amount: int, share: int, formula: str) -> MemoryItem:
+    return MemoryItem(name, math.ceil(amount / share), formula + (f" / {share} ranks" if share > 1 else ""))
