@@ -42,14 +42,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2503.20783
     "dr_grpo": dict(advantage="group_mean", loss="clip", importance="token", denominator="constant"),
     # arXiv 2503.14476
-    "dapo": dict(advantage="group_normalised", loss="clip", importance="token", denominator="token",
-                 clip_low=0.2, clip_high=0.28, mask_truncated=True, dynamic_sampling=dict(max_refills=3)),
+    "dapo": dict(
+        advantage="group_normalised",
+        loss="clip",
+        importance="token",
+        denominator="token",
+        clip_low=0.2,
+        clip_high=0.28,
+        mask_truncated=True,
+        dynamic_sampling=dict(max_refills=3),
+    ),
     # arXiv 2507.18071
-    "gspo": dict(advantage="group_normalised", loss="clip", importance="sequence", denominator="sequence",
-                 clip_low=3e-4, clip_high=4e-4),
+    "gspo": dict(
+        advantage="group_normalised",
+        loss="clip",
+        importance="sequence",
+        denominator="sequence",
+        clip_low=3e-4,
+        clip_high=4e-4,
+    ),
     # MiniMax-M1, arXiv 2506.13585
-    "cispo": dict(advantage="group_normalised", loss="cispo", importance="token", denominator="token",
-                  clip_low=1.0, clip_high=3.0),
+    "cispo": dict(
+        advantage="group_normalised", loss="cispo", importance="token", denominator="token", clip_low=1.0, clip_high=3.0
+    ),
     # arXiv 2402.14740
     "rloo": dict(advantage="leave_one_out", loss="reinforce", importance="token", denominator="constant"),
     # Williams 1992, with the batch's mean reward as baseline
@@ -76,7 +91,8 @@ class PolicyGradientConfig(Section):
     dual_clip: float | None = Field(None, gt=1)
     """With a negative advantage the loss is bounded by -dual_clip * advantage (arXiv 1912.09729)."""
     denominator: Literal["token", "sequence", "constant"] = "sequence"
-    """One normaliser per optimizer step: all tokens; mean over sequences of the mean over tokens; sequences * max_tokens."""
+    """One normaliser per optimizer step: all tokens; mean over sequences of the mean over tokens; sequences *
+    max_tokens."""
     entropy_coefficient: float = 0.0
     """Entropy bonus per token."""
     mask_truncated: bool = False

@@ -23,7 +23,8 @@ class ArithmeticConfig(PromptFormat):
 
     type: Literal["arithmetic"] = "arithmetic"
     level: int = Field(1, ge=1, le=5)
-    """1: one-digit sums; 2: sums below 50; 3: + and - below 100; 4: + - and * of two-digit numbers; 5: two operations."""
+    """1: one-digit sums; 2: sums below 50; 3: + and - below 100; 4: + - and * of two-digit numbers; 5: two
+    operations."""
     size: int = Field(100_000, ge=1)
     """How many prompts an epoch has (drawn with replacement from the training half where the level has fewer)."""
 
@@ -41,7 +42,8 @@ class CountdownConfig(PromptFormat):
 
 
 class DatasetConfig(PromptFormat):
-    """A prompt dataset: hub id, or local jsonl / parquet files; standard (`prompt: str`) or conversational (`prompt: [messages]`)."""
+    """A prompt dataset: hub id, or local jsonl / parquet files; standard (`prompt: str`) or conversational
+    (`prompt: [messages]`)."""
 
     type: Literal["dataset"] = "dataset"
     path: str

@@ -1,4 +1,5 @@
-"""`--dry-run`: the resolved configuration, the batch table and the memory plan, in under two seconds and without a model."""
+"""`--dry-run`: the resolved configuration, the batch table and the memory plan, in under two seconds and without a
+model."""
 
 import math
 import os
@@ -11,12 +12,13 @@ from rlhf.config.model_shapes import UnknownShape, find_shape
 from rlhf.config.rules import remarks
 
 
-def print_dry_run(config: Any, world_size: int) -> None:
-    """Print everything that can be known before a model is loaded. All but the YAML is in comments, so the output is itself a config."""
+def print_dry_run(config: Any, world_size: int, device: str | None = None) -> None:
+    """Print everything that can be known before a model is loaded. All but the YAML is in comments, so the output
+    is itself a config."""
     print(to_yaml(config))
     for title, body in (
         ("Batches", batch_table(config, world_size)),
-        ("Memory", memory_text(config, world_size)),
+        ("Memory", memory_text(config, world_size, device)),
         ("Remarks", "\n".join(remarks(config))),
     ):
         if body:
@@ -35,15 +37,22 @@ def batch_table(config: Any, world_size: int) -> str:
     lines = [f"{'':<28}{'prompts':>9}{'samples':>9}{'completion tokens':>20}{'trained-on tokens':>20}"]
     for name, prompts in prompts_each.items():
         completion = prompts * group * config.sampling.max_tokens
-        lines.append(f"{name:<28}{prompts:>9,}{prompts * group:>9,}{completion:>20,}{_forward_tokens(config, prompts):>20,}")
+        lines.append(
+            f"{name:<28}{prompts:>9,}{prompts * group:>9,}{completion:>20,}{_forward_tokens(config, prompts):>20,}"
+        )
     budget = batch.tokens_per_micro_batch
     micro_batches = math.ceil(_forward_tokens(config, prompts_each["optimizer step, one rank"]) / budget)
     optimizer_steps = batch.minibatches * batch.epochs
-    kind = "each prompt once for all its completions" if config.model.attention == "packed" else "each prompt with each completion"
+    kind = (
+        "each prompt once for all its completions"
+        if config.model.attention == "packed"
+        else "each prompt with each completion"
+    )
     lines += [
         f"token columns are upper limits (max_prompt_tokens, max_tokens); trained on: {kind}",
         f"micro-batches per optimizer step and rank: at most about {micro_batches:,} of {budget:,} tokens",
-        f"optimizer steps per rollout step: {batch.minibatches} minibatches x {batch.epochs} epochs = {optimizer_steps}",
+        f"optimizer steps per rollout step: {batch.minibatches} minibatches x {batch.epochs} epochs = "
+        f"{optimizer_steps}",
         f"whole run: {batch.steps:,} rollout steps, {batch.steps * optimizer_steps:,} optimizer steps, "
         f"{batch.steps * batch.prompts_per_step:,} prompts, {batch.steps * batch.prompts_per_step * group:,} samples, "
         f"{world_size} rank{'s' if world_size > 1 else ''}",
@@ -51,20 +60,22 @@ def batch_table(config: Any, world_size: int) -> str:
     return "\n".join(lines)
 
 
-def memory_text(config: Any, world_size: int) -> str:
+def memory_text(config: Any, world_size: int, device: str | None = None) -> str:
     """The rendered memory plan, or why there is none."""
     try:
         shape = find_shape(config.model.path, config.model.revision)
     except UnknownShape as error:
         return f"unknown: {error}"
-    device, stage = planned_device(), planned_zero_stage()
+    stage = planned_zero_stage()
+    device = device or planned_device()
     header = f"{config.model.path} on {device}, {world_size} rank{'s' if world_size > 1 else ''}"
     sharding = f", sharded like ZeRO stage {stage}" if stage else ""
     return f"{header}{sharding}; an estimate\n{memory_plan(config, shape, world_size, stage, device).render()}"
 
 
 def planned_zero_stage() -> int:
-    """How much `accelerate launch` will shard, from the environment it sets: a ZeRO stage, with FSDP as 3 (or 2 without resharding)."""
+    """How much `accelerate launch` will shard, from the environment it sets: a ZeRO stage, with FSDP as 3 (or 2
+    without resharding)."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
@@ -81,7 +92,11 @@ def planned_device() -> Literal["cpu", "cuda"]:
 
 def _forward_tokens(config: Any, prompts: int) -> int:
     """Tokens that the learner forwards for `prompts` prompts, at most."""
-    prompt, completion, group = config.data.max_prompt_tokens, config.sampling.max_tokens, config.sampling.samples_per_prompt
+    prompt, completion, group = (
+        config.data.max_prompt_tokens,
+        config.sampling.max_tokens,
+        config.sampling.samples_per_prompt,
+    )
     if config.model.attention == "packed":
         return prompts * (prompt + group * completion)
     return prompts * group * (prompt + completion)

@@ -13,11 +13,12 @@ from rlhf.config.sources import ConfigError
 
 USAGE = """Usage: --config FILE.yaml [--section.key value ...]
   --help [SECTION]   this text, or one section (--help batch)
-  --dry-run          check everything, print the resolved configuration, the batch table and the memory plan, and stop"""
+  --dry-run [DEVICE] check everything, print the resolved configuration, batch table and memory plan, and stop;
+                     DEVICE is cpu or cuda, by default what this machine has"""
 
 
 def print_help(schema: type[Section], section: str | None = None) -> None:
-    """Print the help of `schema`, or of one top-level section; with colours if rich is installed and stdout is a terminal.
+    """Print the help of `schema`, or of one top-level section; in colour on a terminal if rich is installed.
 
     Raises ConfigError for an unknown section.
     """
@@ -38,7 +39,9 @@ def print_help(schema: type[Section], section: str | None = None) -> None:
 def render_help(schema: type[Section], section: str | None = None) -> str:
     """The help as plain text; `section` names a top-level section. Raises ConfigError for an unknown one."""
     if section is not None and section not in schema.model_fields:
-        raise ConfigError([f"--help {section}: there is no such section; sections are {', '.join(schema.model_fields)}"])
+        raise ConfigError(
+            [f"--help {section}: there is no such section; sections are {', '.join(schema.model_fields)}"]
+        )
     lines = [] if section else [_summary(schema), "", USAGE, ""]
     for name, field in schema.model_fields.items():
         if section in (None, name):
@@ -66,9 +69,10 @@ def _field_lines(section: type[Section], prefix: str, indent: str) -> list[str]:
             continue
         item = s.item_annotation(field.annotation)
         choices = s.variants(item if item is not None else field.annotation)
-        meaning = (field.description or "").split("\n")
-        lines.append(f"{indent}--{prefix}{name}  {_type(field)}  {_default(field)}")
-        lines += [f"{indent}    {line.strip()}" for line in meaning if line.strip()]
+        meaning = " ".join((field.description or "").split())
+        lines.append(f"{indent}--{prefix}{name}  {_type(field)}  {_default(field)}".rstrip())
+        if meaning:
+            lines.append(f"{indent}    {meaning}")
         place = f"{prefix}{name}.N." if item is not None else f"{prefix}{name}."
         if len(choices) == 1:
             lines += _field_lines(next(iter(choices.values())), place, indent + "  ")
@@ -76,7 +80,10 @@ def _field_lines(section: type[Section], prefix: str, indent: str) -> list[str]:
             lines.append(f"{indent}    The same fields as in section `data`.")
         else:
             for choice, variant in choices.items():
-                lines += [f"{indent}  type = {choice}: {_summary(variant)}", *_field_lines(variant, place, indent + "    ")]
+                lines += [
+                    f"{indent}  type = {choice}: {_summary(variant)}",
+                    *_field_lines(variant, place, indent + "    "),
+                ]
     return lines
 
 
@@ -108,4 +115,5 @@ def _plain(value: Any) -> str:
 
 
 def _summary(section: type[Section]) -> str:
-    return (section.__doc__ or section.__name__).strip().splitlines()[0]
+    """The first paragraph of the section's docstring on one line."""
+    return " ".join((section.__doc__ or section.__name__).strip().split("\n\n")[0].split())

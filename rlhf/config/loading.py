@@ -1,4 +1,5 @@
-"""One YAML file and `--section.key value` overrides become a checked configuration, or a short list of what to repair."""
+"""One YAML file and `--section.key value` overrides become a checked configuration, or a short list of what to
+repair."""
 
 import os
 import sys
@@ -22,7 +23,8 @@ USAGE_ERROR = 2
 def build_config(schema: type[SectionT], line: CommandLine) -> SectionT:
     """The configuration that a parsed command line stands for.
 
-    Raises ConfigError with every problem found: unknown keys, missing and illegal values, contradictions between sections.
+    Raises ConfigError with every problem found: unknown keys, missing and illegal values, contradictions between
+    sections.
     """
     content, places = read_yaml(line.config_file) if line.config_file is not None else ({}, {})
     tree, problems = overrides.apply_flags(schema, content, line.flags)
@@ -47,9 +49,9 @@ def parse_config(schema: type[SectionT], arguments: Sequence[str]) -> SectionT:
 def load_config(schema: type[SectionT], arguments: Sequence[str] | None = None) -> SectionT:
     """What a recipe calls first: parse, check, and answer `--help` and `--dry-run`.
 
-    `arguments` are those after the program's name (default: sys.argv[1:]). The number of ranks is read from WORLD_SIZE, which
-    `accelerate launch` and `torchrun` set. Leaves the process with status 0 after `--help` or `--dry-run`, and with status 2
-    and all problems on stderr if the configuration cannot be used.
+    `arguments` are those after the program's name (default: sys.argv[1:]). The number of ranks is read from
+    WORLD_SIZE, which `accelerate launch` and `torchrun` set. Leaves the process with status 0 after `--help` or
+    `--dry-run`, and with status 2 and all problems on stderr if the configuration cannot be used.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     is_first_rank = int(os.environ.get("RANK", "0")) == 0
@@ -70,7 +72,7 @@ def load_config(schema: type[SectionT], arguments: Sequence[str] | None = None) 
         if is_first_rank:
             from rlhf.config.dry_run import print_dry_run
 
-            print_dry_run(config, world_size)
+            print_dry_run(config, world_size, line.planned_device)
         raise SystemExit(0)
     return config
 
@@ -86,7 +88,8 @@ def _leave(error: ConfigError, is_first_rank: bool) -> NoReturn:
 
 
 def to_dict(config: Section) -> dict[str, Any]:
-    """Plain data (dicts, lists, numbers, text) with every field; `type(config).model_validate` restores an equal configuration."""
+    """Plain data (dicts, lists, numbers, text) with every field; `type(config).model_validate` restores an equal
+    configuration."""
     return config.model_dump(mode="json")
 
 

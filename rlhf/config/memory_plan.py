@@ -1,4 +1,5 @@
-"""How much memory one rank needs: arithmetic on the configuration and the model's sizes, item by item. No model is loaded."""
+"""How much memory one rank needs: arithmetic on the configuration and the model's sizes, item by item. No model is
+loaded."""
 
 import math
 from dataclasses import dataclass
@@ -39,7 +40,10 @@ class MemoryPlan:
     def render(self) -> str:
         """A table in plain text: GiB, item, how it is counted."""
         lines = [f"{self.parameters:,} parameters, {self.trained_parameters:,} trained"]
-        rows = [*self.items, MemoryItem("total for one rank", self.total_bytes, "without the framework itself, and fragmentation")]
+        rows = [
+            *self.items,
+            MemoryItem("total for one rank", self.total_bytes, "without the framework itself, and fragmentation"),
+        ]
         width = max(len(row.name) for row in rows)
         lines += [f"  {row.bytes / GIB:9.3f} GiB  {row.name:<{width}}  {row.formula}" for row in rows]
         return "\n".join(lines)
@@ -50,8 +54,9 @@ def memory_plan(
 ) -> MemoryPlan:
     """The plan for one of `world_size` ranks.
 
-    `zero_stage`: 0 replicates everything (DDP); 1 divides masters and optimizer state over the ranks; 2 also gradients; 3 also the
-    weights (the same as FSDP's full sharding). P is the number of parameters, T of trained ones, b the bytes of the compute dtype.
+    `zero_stage`: 0 replicates everything (DDP); 1 divides masters and optimizer state over the ranks; 2 also
+    gradients; 3 also the weights (the same as FSDP's full sharding).
+    In the formulas P is the number of parameters and T of trained ones.
     """
     model, b = config.model, BYTES[config.model.dtype]
     parameters = shape.parameters
@@ -63,7 +68,9 @@ def memory_plan(
     if b < 4:
         items.append(_item("float32 masters", trained * 4, states_share, "T x 4"))
     items.append(_item("gradients", trained * 4, gradients_share, "T x 4"))
-    items.append(_item("optimizer state", trained * 4 * states, states_share, f"T x 4 x {states} ({config.optimizer.type})"))
+    items.append(
+        _item("optimizer state", trained * 4 * states, states_share, f"T x 4 x {states} ({config.optimizer.type})")
+    )
     if config.algorithm.kl.coefficient > 0 and not model.lora:
         items.append(_item("reference policy", parameters * b, weights_share, f"P x {b}"))
     if zero_stage >= 3 and world_size > 1:
@@ -79,7 +86,11 @@ def micro_batch_tokens(config: Any, world_size: int) -> int:
     A packed micro-batch holds each prompt once for all its completions, a padded one once for each completion.
     """
     prompts = max(1, config.batch.prompts_per_step // (world_size * config.batch.minibatches))
-    prompt, completion, group = config.data.max_prompt_tokens, config.sampling.max_tokens, config.sampling.samples_per_prompt
+    prompt, completion, group = (
+        config.data.max_prompt_tokens,
+        config.sampling.max_tokens,
+        config.sampling.samples_per_prompt,
+    )
     if config.model.attention == "packed":
         most = prompts * (prompt + group * completion)
     else:
@@ -92,9 +103,9 @@ def activation_bytes(shape: ModelShape, tokens: int, b: int, has_checkpointing: 
     """What autograd keeps of the decoder blocks for `tokens` tokens; `b` bytes a number, float32 inside the norms.
 
     One block keeps, for each token, 2 (4 + 2b) H for the two norms (float32 input, normalised, scaled),
-    b (2 A + 2 K) for queries, keys, values and the attention's output, and 4 b I for the gated MLP, where H is the hidden size, A and K
-    the widths of queries and keys, and I the MLP's width; where attention scores are kept (no fused kernel), also
-    (b + 4 [b < 4]) bytes for each head and each of `attended` keys.
+    b (2 A + 2 K) for queries, keys, values and the attention's output, and 4 b I for the gated MLP, where H is the
+    hidden size, A and K the widths of queries and keys, and I the MLP's width; where attention scores are kept (no
+    fused kernel), also (b + 4 [b < 4]) bytes for each head and each of `attended` keys.
     With gradient checkpointing every block keeps its input, b H, and one block at a time keeps all.
     """
     block = 2 * (4 + 2 * b) * shape.hidden + b * (2 * shape.query_width + 2 * shape.kv_width + 4 * shape.intermediate)
@@ -118,7 +129,9 @@ def _head(config: Any, shape: ModelShape, world_size: int) -> MemoryItem:
     tokens = micro_batch_tokens(config, world_size)
     block = min(HEAD_BLOCK_TOKENS, tokens)
     amount = 2 * 4 * block * shape.vocabulary + 2 * 4 * tokens * shape.hidden
-    return MemoryItem("LM head", amount, f"logits and their gradient of {block:,} tokens, final hidden states and theirs")
+    return MemoryItem(
+        "LM head", amount, f"logits and their gradient of {block:,} tokens, final hidden states and theirs"
+    )
 
 
 def _engine(config: Any, shape: ModelShape, world_size: int, device: str) -> list[MemoryItem]:
@@ -126,7 +139,10 @@ def _engine(config: Any, shape: ModelShape, world_size: int, device: str) -> lis
     b = BYTES[config.model.dtype if engine.dtype == "auto" else engine.dtype]
     items = [MemoryItem("engine weights", shape.parameters * b, f"P x {b}")]
     if isinstance(engine, VllmEngineConfig) and device == "cpu":
-        return [*items, MemoryItem("engine key-value cache", int(engine.cpu_kv_cache_gib * GIB), "engine.cpu_kv_cache_gib")]
+        return [
+            *items,
+            MemoryItem("engine key-value cache", int(engine.cpu_kv_cache_gib * GIB), "engine.cpu_kv_cache_gib"),
+        ]
     at_once = engine.max_num_seqs if isinstance(engine, VllmEngineConfig) else engine.max_rows
     prompts = max(1, config.batch.prompts_per_step // world_size)
     rows = min(at_once, prompts * config.sampling.samples_per_prompt)

@@ -30,7 +30,8 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute precision. The optimizer always works on float32 master weights."""
     attention: Literal["packed", "padded"] = "packed"
-    """`packed`: no padding, each prompt forwarded once for all its completions. `padded`: the plain path, the oracle of the tests."""
+    """`packed`: no padding, each prompt forwarded once for all its completions. `padded`: the plain path, the
+    oracle of the tests."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more compute."""
     lora: LoraConfig | None = None

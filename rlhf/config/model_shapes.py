@@ -104,10 +104,13 @@ def find_shape(path: str, revision: str | None = None) -> ModelShape:
 
 
 def shape_from_config(config: dict[str, Any]) -> ModelShape:
-    """The sizes that a checkpoint's config.json states. Raises UnknownShape for a family whose block is built differently."""
+    """The sizes that a checkpoint's config.json states. Raises UnknownShape for a family whose block is built
+    differently."""
     family = config.get("model_type")
     if family not in KNOWN_FAMILIES:
-        raise UnknownShape(f"model_type {family!r} is not among {', '.join(KNOWN_FAMILIES)}: measure the first step instead")
+        raise UnknownShape(
+            f"model_type {family!r} is not among {', '.join(KNOWN_FAMILIES)}: measure the first step instead"
+        )
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         return ModelShape(
@@ -127,7 +130,8 @@ def shape_from_config(config: dict[str, Any]) -> ModelShape:
 
 
 def _config_from_hub(path: str, revision: str | None) -> str:
-    """The text of config.json from the hub's cache, else from the hub in one quick try (the hub's client would retry for 25 s)."""
+    """The text of config.json from the hub's cache, else from the hub in one quick try (the hub's client would
+    retry for 25 s)."""
     from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -138,13 +142,18 @@ def _config_from_hub(path: str, revision: str | None) -> str:
     if isinstance(cached, str):
         return Path(cached).read_text(encoding="utf-8")
     if constants.HF_HUB_OFFLINE:
-        raise UnknownShape(f"{path} is not in the hub's cache and HF_HUB_OFFLINE is set: run `hf download {path}` first")
+        raise UnknownShape(
+            f"{path} is not in the hub's cache and HF_HUB_OFFLINE is set: run `hf download {path}` first"
+        )
     token = get_token()
     request = urllib.request.Request(
-        hf_hub_url(path, "config.json", revision=revision), headers={"Authorization": f"Bearer {token}"} if token else {}
+        hf_hub_url(path, "config.json", revision=revision),
+        headers={"Authorization": f"Bearer {token}"} if token else {},
     )
     try:
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as answer:
             return answer.read().decode("utf-8")
     except OSError as error:
-        raise UnknownShape(f"{path}: the hub gave no config.json ({error}); check the name, or run `hf download {path}`") from error
+        raise UnknownShape(
+            f"{path}: the hub gave no config.json ({error}); check the name, or run `hf download {path}`"
+        ) from error

@@ -9,10 +9,13 @@ from rlhf.config.section import Section
 from rlhf.config.sources import Flag, KeyPath, dotted
 
 
-def apply_flags(schema: type[Section], content: dict[str, Any], flags: Sequence[Flag]) -> tuple[dict[str, Any], list[str]]:
+def apply_flags(
+    schema: type[Section], content: dict[str, Any], flags: Sequence[Flag]
+) -> tuple[dict[str, Any], list[str]]:
     """`content` with the flags' values in place, and what is wrong with the flags.
 
-    A flag that changes a section's `type` keeps the file's keys that the new type also has, and drops the other keys of the old type.
+    A flag that changes a section's `type` keeps the file's keys that the new type also has, and drops the other keys
+    of the old type.
     """
     tree, problems = copy.deepcopy(content), []
     before = complete_types(schema, copy.deepcopy(content))
@@ -34,7 +37,8 @@ def _put(tree: dict[str, Any], flag: Flag) -> str | None:
         is_last = depth == len(flag.path) - 1
         if isinstance(place, list):
             if not isinstance(part, int) or part > len(place):
-                return f"{flag}: {dotted(flag.path[:depth])} is a list of {len(place)}; use its positions 0 to {len(place)}"
+                name = dotted(flag.path[:depth])
+                return f"{flag}: {name} is a list of {len(place)}; use its positions 0 to {len(place)}"
             if part == len(place):
                 place.append({})
         elif not isinstance(place, dict):
@@ -77,7 +81,8 @@ def value_at(tree: Any, path: KeyPath) -> Any:
 
 
 def annotation_at(schema: type[Section], tree: Any, path: KeyPath) -> Any:
-    """The annotation of the field under `path`, following the `type` that `tree` names; None where there is no such field."""
+    """The annotation of the field under `path`, following the `type` that `tree` names; None where there is no such
+    field."""
     annotation: Any = schema
     for part in path:
         if isinstance(part, int):
@@ -92,7 +97,8 @@ def annotation_at(schema: type[Section], tree: Any, path: KeyPath) -> Any:
 
 
 def complete_types(schema: type[Section], tree: dict[str, Any]) -> dict[str, Any]:
-    """Name the default's `type` in sections that leave it out, and drop sections left empty; changes and returns `tree`."""
+    """Name the default's `type` in sections that leave it out, and drop sections left empty; changes and returns
+    `tree`."""
     for name, field in schema.model_fields.items():
         if name not in tree:
             continue
@@ -101,7 +107,9 @@ def complete_types(schema: type[Section], tree: dict[str, Any]) -> dict[str, Any
             del tree[name]
             continue
         item = s.item_annotation(field.annotation)
-        entries = [(item, v) for v in value] if item is not None and isinstance(value, list) else [(field.annotation, value)]
+        entries = (
+            [(item, v) for v in value] if item is not None and isinstance(value, list) else [(field.annotation, value)]
+        )
         for annotation, entry in entries:
             if not isinstance(entry, dict):
                 continue
@@ -114,7 +122,8 @@ def complete_types(schema: type[Section], tree: dict[str, Any]) -> dict[str, Any
 
 
 def fit_flag_values(schema: type[Section], tree: dict[str, Any], flags: Sequence[Flag]) -> None:
-    """Read a flag as its field wants it: `--run.name 12` is text, `--tracking.trackers wandb` a list of one. Changes `tree`."""
+    """Read a flag as its field wants it: `--run.name 12` is text, `--tracking.trackers wandb` a list of one.
+    Changes `tree`."""
     for flag in flags:
         annotation = annotation_at(schema, tree, flag.path)
         parent = value_at(tree, flag.path[:-1])
@@ -124,5 +133,7 @@ def fit_flag_values(schema: type[Section], tree: dict[str, Any], flags: Sequence
         value = flag.value
         if str in members and value is not None and not isinstance(value, str):
             parent[flag.path[-1]] = flag.text
-        elif len(members) == 1 and s.item_annotation(annotation) is not None and not isinstance(value, list | type(None)):
+        elif (
+            len(members) == 1 and s.item_annotation(annotation) is not None and not isinstance(value, list | type(None))
+        ):
             parent[flag.path[-1]] = [value]

@@ -18,7 +18,9 @@ def unknown_keys(schema: type[Section], tree: dict[str, Any], places: Places) ->
     return _unknown(schema, schema, tree, (), places)
 
 
-def _unknown(root: type[Section], section: type[Section], tree: dict[str, Any], path: KeyPath, places: Places) -> list[str]:
+def _unknown(
+    root: type[Section], section: type[Section], tree: dict[str, Any], path: KeyPath, places: Places
+) -> list[str]:
     problems = []
     for key, value in tree.items():
         here = (*path, key)
@@ -31,8 +33,11 @@ def _unknown(root: type[Section], section: type[Section], tree: dict[str, Any], 
             problems.append(f"{_name(here, places)} = {str(value).lower()}: must be {s.expected(field)}")
             continue
         item = s.item_annotation(field.annotation)
-        entries = [((*here, i), item, v) for i, v in enumerate(value)] if item is not None and isinstance(value, list) else [
-            (here, field.annotation, value)]
+        entries = (
+            [((*here, i), item, v) for i, v in enumerate(value)]
+            if item is not None and isinstance(value, list)
+            else [(here, field.annotation, value)]
+        )
         for place, annotation, entry in entries:
             inner = s.select(annotation, entry)
             if inner is not None and isinstance(entry, dict):
@@ -47,7 +52,10 @@ def _type_sentence(annotation: Any, entry: dict[str, Any], path: KeyPath, places
     if "type" not in entry:
         return f"{_name(path, places)} needs a `type`: one of {', '.join(choices)} (--{dotted(path)}.type ...)"
     near = _nearest(str(entry["type"]), choices)
-    return f"{_name((*path, 'type'), places)} = {_show(entry['type'])}: must be one of {', '.join(choices)}" + _did_you_mean(near)
+    return (
+        f"{_name((*path, 'type'), places)} = {_show(entry['type'])}: must be one of {', '.join(choices)}"
+        + _did_you_mean(near)
+    )
 
 
 def _unknown_sentence(root: type[Section], section: type[Section], path: KeyPath, places: Places) -> str:
@@ -57,7 +65,9 @@ def _unknown_sentence(root: type[Section], section: type[Section], path: KeyPath
     if near is None:
         # a known field that was put into the wrong section, such as `lr` at the top
         elsewhere = [p for p in dict.fromkeys(s.leaf_paths(root)) if p.rpartition(".")[2] == key]
-        elsewhere = elsewhere or [p for p in s.leaf_paths(root) if p == _nearest(dotted(path), list(s.leaf_paths(root)))]
+        elsewhere = elsewhere or [
+            p for p in s.leaf_paths(root) if p == _nearest(dotted(path), list(s.leaf_paths(root)))
+        ]
         near = elsewhere[0] if elsewhere else None
     else:
         near = f"{parent}.{near}" if parent else near
@@ -81,9 +91,13 @@ def value_problems(schema: type[Section], error: ValidationError, tree: dict[str
             problems += [where + line for line in str(detail["ctx"]["error"]).splitlines()]
         elif detail["type"] == "missing" and field is not None:
             choices = s.variants(field.annotation)
-            doc = (field.description or "").splitlines()
-            what = f" ({doc[0]})" if doc and not choices else ""
-            how = f"--{dotted(path)}.type {'|'.join(str(c) for c in choices)}" if len(choices) > 1 else f"--{dotted(path)} ..."
+            doc = " ".join((field.description or "").split())
+            what = f" ({doc})" if doc and not choices else ""
+            how = (
+                f"--{dotted(path)}.type {'|'.join(str(c) for c in choices)}"
+                if len(choices) > 1
+                else f"--{dotted(path)} ..."
+            )
             if len(choices) == 1:
                 section = next(iter(choices.values()))
                 how = " ".join(f"--{dotted(path)}.{n} ..." for n, f in section.model_fields.items() if f.is_required())
@@ -94,7 +108,12 @@ def value_problems(schema: type[Section], error: ValidationError, tree: dict[str
             value = value_at(tree, path)
             sentence = f"{_name(path, places)} = {_show(value)}: must be {s.expected(field)}"
             if isinstance(value, str):
-                options = [o for m in s.alternatives(field.annotation) for o in getattr(m, "__args__", ()) if isinstance(o, str)]
+                options = [
+                    o
+                    for m in s.alternatives(field.annotation)
+                    for o in getattr(m, "__args__", ())
+                    if isinstance(o, str)
+                ]
                 sentence += _did_you_mean(_nearest(value, options))
             elif isinstance(value, int | float) and str in s.alternatives(field.annotation):
                 sentence += "; put it in quotes"
@@ -124,7 +143,8 @@ def _locate(schema: type[Section], loc: tuple[str | int, ...]) -> tuple[KeyPath,
 
 
 def _name(path: KeyPath, places: Places) -> str:
-    """`section.key (file:line)`, `--section.key` for a flag; the nearest known parent's place where the key has none."""
+    """`section.key (file:line)`, `--section.key` for a flag; the nearest known parent's place where the key has
+    none."""
     for length in range(len(path), 0, -1):
         place = places.get(path[:length])
         if place is not None:

@@ -25,7 +25,8 @@ class FormatConfig(RewardFunctionConfig):
 
     type: Literal["format"] = "format"
     shape: Literal["boxed", "think_answer", "number_only"] = "boxed"
-    r"""`boxed`: exactly one \boxed{}; `think_answer`: <think>...</think><answer>...</answer>; `number_only`: a bare number."""
+    r"""`boxed`: exactly one \boxed{}; `think_answer`: <think>...</think><answer>...</answer>; `number_only`: a bare
+    number."""
 
 
 class LengthConfig(RewardFunctionConfig):
@@ -45,7 +46,8 @@ class RepetitionConfig(RewardFunctionConfig):
 
 
 class SoftOverlongConfig(RewardFunctionConfig):
-    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 below max - buffer, falling linearly to -1 at max."""
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 below max - buffer, falling linearly to -1 at
+    max."""
 
     type: Literal["soft_overlong"] = "soft_overlong"
     max_tokens: int = Field(..., ge=1)
@@ -57,13 +59,15 @@ class SoftOverlongConfig(RewardFunctionConfig):
     def _refuse_long_buffer(self) -> "SoftOverlongConfig":
         if self.buffer_tokens > self.max_tokens:
             raise ValueError(
-                f"buffer_tokens = {self.buffer_tokens} is above max_tokens = {self.max_tokens}: set it to {self.max_tokens} or less"
+                f"buffer_tokens = {self.buffer_tokens} is above max_tokens = {self.max_tokens}: set it to "
+                f"{self.max_tokens} or less"
             )
         return self
 
 
 class CallableConfig(RewardFunctionConfig):
-    """A user's function with TRL's signature `f(prompts, completions, **columns) -> list[float | None]`, sync or async."""
+    """A user's function with TRL's signature `f(prompts, completions, **columns) -> list[float | None]`, sync or
+    async."""
 
     type: Literal["callable"] = "callable"
     path: str = Field(..., pattern=r"^[\w.\-/]+(\.py)?:\w+$")
@@ -91,6 +95,7 @@ class RewardsConfig(Section):
     functions: list[RewardConfig] = Field(default_factory=lambda: [CorrectnessConfig()], min_length=1)
     """The reward functions; the reward is their weighted sum."""
     on_error: Literal["raise", "ungradable"] = "raise"
-    """An exception in a reward function stops the run with the sample's id, or marks the sample ungradable (counted)."""
+    """An exception in a reward function stops the run with the sample's id, or marks the sample ungradable
+    (counted)."""
     pool: GraderPoolConfig = GraderPoolConfig()
     """The grader's worker processes."""

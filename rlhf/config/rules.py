@@ -25,10 +25,13 @@ def check_world_size(config: Any, world_size: int) -> None:
     if batch.prompts_per_step % unit:
         below, above = batch.prompts_per_step // unit * unit, -(-batch.prompts_per_step // unit) * unit
         fitting = f"{below} or {above}" if below else f"{above}"
-        raise ConfigError([
-            f"batch.prompts_per_step = {batch.prompts_per_step} does not divide over {world_size} ranks x {batch.minibatches} "
-            f"minibatches: set batch.prompts_per_step to {fitting}, or launch another number of processes"
-        ])
+        raise ConfigError(
+            [
+                f"batch.prompts_per_step = {batch.prompts_per_step} does not divide over {world_size} ranks x "
+                f"{batch.minibatches} "
+                f"minibatches: set batch.prompts_per_step to {fitting}, or launch another number of processes"
+            ]
+        )
 
 
 def _batch(config: Any) -> list[str]:
@@ -36,12 +39,16 @@ def _batch(config: Any) -> list[str]:
     if batch.prompts_per_step % batch.minibatches:
         fitting = max(n for n in range(1, batch.minibatches) if batch.prompts_per_step % n == 0)
         problems.append(
-            f"batch.minibatches = {batch.minibatches} does not divide batch.prompts_per_step = {batch.prompts_per_step}: "
-            f"set batch.minibatches to {fitting}, or batch.prompts_per_step to a multiple of {batch.minibatches}")
+            f"batch.minibatches = {batch.minibatches} does not divide batch.prompts_per_step = "
+            f"{batch.prompts_per_step}: "
+            f"set batch.minibatches to {fitting}, or batch.prompts_per_step to a multiple of {batch.minibatches}"
+        )
     if batch.epochs > 1 and algorithm.loss == "reinforce":
         problems.append(
-            f"batch.epochs = {batch.epochs} with algorithm.loss = reinforce: the second pass is off-policy and nothing corrects it; "
-            "set batch.epochs to 1, or algorithm.loss to clip or cispo")
+            f"batch.epochs = {batch.epochs} with algorithm.loss = reinforce: the second pass is off-policy and "
+            "nothing corrects it; "
+            "set batch.epochs to 1, or algorithm.loss to clip or cispo"
+        )
     return problems
 
 
@@ -49,20 +56,26 @@ def _sampling(config: Any) -> list[str]:
     sampling, algorithm, problems = config.sampling, config.algorithm, []
     support = "the learner's log-probs cover the whole vocabulary, so the importance ratio would be wrong"
     if sampling.temperature <= 0:
-        problems.append("sampling.temperature = 0 gives every sample of a prompt the same completion and no gradient: "
-                        "set it above 0 (1.0 is usual); evaluation.temperature may be 0")
+        problems.append(
+            "sampling.temperature = 0 gives every sample of a prompt the same completion and no gradient: "
+            "set it above 0 (1.0 is usual); evaluation.temperature may be 0"
+        )
     if sampling.top_p != 1:
         problems.append(f"sampling.top_p = {sampling.top_p}: {support}; set sampling.top_p to 1")
     if sampling.top_k != 0:
         problems.append(f"sampling.top_k = {sampling.top_k}: {support}; set sampling.top_k to 0")
     if algorithm.advantage in GROUP_ADVANTAGES and sampling.samples_per_prompt < 2:
         problems.append(
-            f"algorithm.advantage = {algorithm.advantage} compares the samples of one prompt, and sampling.samples_per_prompt is "
-            f"{sampling.samples_per_prompt}: set it to 2 or more, or algorithm.advantage to batch_mean")
+            f"algorithm.advantage = {algorithm.advantage} compares the samples of one prompt, and "
+            f"sampling.samples_per_prompt is {sampling.samples_per_prompt}: "
+            "set it to 2 or more, or algorithm.advantage to batch_mean"
+        )
     if algorithm.advantage not in GROUP_ADVANTAGES and algorithm.dynamic_sampling.max_refills > 0:
         problems.append(
-            f"algorithm.dynamic_sampling.max_refills = {algorithm.dynamic_sampling.max_refills} replaces groups without a signal, and "
-            f"algorithm.advantage = {algorithm.advantage} has no groups: set max_refills to 0, or choose a group advantage")
+            f"algorithm.dynamic_sampling.max_refills = {algorithm.dynamic_sampling.max_refills} replaces groups "
+            f"without a signal, and algorithm.advantage = {algorithm.advantage} has no groups: "
+            f"set max_refills to 0, or algorithm.advantage to one of {', '.join(GROUP_ADVANTAGES)}"
+        )
     return problems
 
 
@@ -70,12 +83,21 @@ def _rewards(config: Any) -> list[str]:
     problems = []
     for index, function in enumerate(config.rewards.functions):
         place = f"rewards.functions.{index}"
-        if isinstance(function, CorrectnessConfig) and isinstance(config.data, DatasetConfig) and not config.data.answer_field:
-            problems.append(f"{place} (correctness) needs the gold answers of {config.data.path}: set data.answer_field to their field")
+        if (
+            isinstance(function, CorrectnessConfig)
+            and isinstance(config.data, DatasetConfig)
+            and not config.data.answer_field
+        ):
+            problems.append(
+                f"{place} (correctness) needs the gold answers of {config.data.path}: set data.answer_field to "
+                "their field"
+            )
         if isinstance(function, SoftOverlongConfig) and function.max_tokens > config.sampling.max_tokens:
             problems.append(
-                f"{place}.max_tokens = {function.max_tokens} is above sampling.max_tokens = {config.sampling.max_tokens}, so the full "
-                f"punishment is never reached: set {place}.max_tokens to {config.sampling.max_tokens} or less")
+                f"{place}.max_tokens = {function.max_tokens} is above sampling.max_tokens = "
+                f"{config.sampling.max_tokens}, so the full punishment is never reached: "
+                f"set {place}.max_tokens to {config.sampling.max_tokens} or less"
+            )
     return problems
 
 
@@ -84,10 +106,16 @@ def _evaluation(config: Any) -> list[str]:
     if evaluation.prompts == 0:
         return []
     if evaluation.data is None and isinstance(config.data, DatasetConfig):
-        return [f"evaluation.prompts = {evaluation.prompts}, but a dataset has no held-out half of its own: give evaluation.data "
-                "(for example the same dataset with split: test), or set evaluation.prompts to 0"]
+        return [
+            f"evaluation.prompts = {evaluation.prompts}, but a dataset has no held-out half of its own: give "
+            "evaluation.data "
+            "(for example the same dataset with split: test), or set evaluation.prompts to 0"
+        ]
     if isinstance(evaluation.data, DatasetConfig) and not evaluation.data.answer_field:
-        return [f"evaluation.data needs the gold answers of {evaluation.data.path}: set evaluation.data.answer_field to their field"]
+        return [
+            f"evaluation.data needs the gold answers of {evaluation.data.path}: set evaluation.data.answer_field "
+            "to their field"
+        ]
     return []
 
 
@@ -95,15 +123,19 @@ def _lengths(config: Any) -> list[str]:
     engine, problems = config.engine, []
     if not isinstance(engine, VllmEngineConfig) or engine.max_model_len is None:
         return problems
-    wanted = {"data.max_prompt_tokens + sampling.max_tokens": config.data.max_prompt_tokens + config.sampling.max_tokens}
+    wanted = {
+        "data.max_prompt_tokens + sampling.max_tokens": config.data.max_prompt_tokens + config.sampling.max_tokens
+    }
     if config.evaluation.prompts > 0:
         source = config.evaluation.data or config.data
         longest = config.evaluation.max_tokens or config.sampling.max_tokens
         wanted["the evaluation's prompt and completion"] = source.max_prompt_tokens + longest
     for what, tokens in wanted.items():
         if engine.max_model_len < tokens:
-            problems.append(f"engine.max_model_len = {engine.max_model_len} is below {what} = {tokens}: "
-                            f"raise it to {tokens}, or leave it out")
+            problems.append(
+                f"engine.max_model_len = {engine.max_model_len} is below {what} = {tokens}: "
+                f"raise it to {tokens}, or leave it out"
+            )
     return problems
 
 
@@ -112,17 +144,33 @@ def remarks(config: Any) -> list[str]:
     notes: list[str] = []
     longest = config.data.max_prompt_tokens + config.sampling.max_tokens
     if config.batch.tokens_per_micro_batch < longest:
-        notes.append(f"batch.tokens_per_micro_batch = {config.batch.tokens_per_micro_batch} is below the longest prompt plus completion "
-                     f"({longest} tokens): such a sample becomes a micro-batch of its own, above the budget")
+        notes.append(
+            f"batch.tokens_per_micro_batch = {config.batch.tokens_per_micro_batch} is below the longest prompt "
+            f"plus completion ({longest} tokens): such a sample becomes a micro-batch of its own, above the budget"
+        )
     lora = config.model.lora
     if lora is not None and lora.dropout > 0:
-        notes.append(f"model.lora.dropout = {lora.dropout}: the learner's log-probs are noisy, so the ratio of an on-policy step is not 1; "
-                     "set it to 0, or raise guards.ratio_tolerance")
+        notes.append(
+            f"model.lora.dropout = {lora.dropout}: the learner's log-probs are noisy, so the ratio of an "
+            "on-policy step is not 1; set it to 0, or raise guards.ratio_tolerance"
+        )
     if config.algorithm.loss == "reinforce" and config.batch.minibatches > 1:
-        notes.append(f"batch.minibatches = {config.batch.minibatches} with algorithm.loss = reinforce: all but the first optimizer step "
-                     "of a rollout are slightly off-policy without correction")
-    if config.batch.minibatches * config.batch.epochs > 1 and config.algorithm.loss == "clip" and config.algorithm.clip_low >= 1:
-        notes.append(f"algorithm.clip_low = {config.algorithm.clip_low}: a ratio is never below 0, so nothing is clipped from below")
+        notes.append(
+            f"batch.minibatches = {config.batch.minibatches} with algorithm.loss = reinforce: all but the first "
+            "optimizer step of a rollout are slightly off-policy without correction"
+        )
+    if (
+        config.batch.minibatches * config.batch.epochs > 1
+        and config.algorithm.loss == "clip"
+        and config.algorithm.clip_low >= 1
+    ):
+        notes.append(
+            f"algorithm.clip_low = {config.algorithm.clip_low}: a ratio is never below 0, so nothing is clipped "
+            "from below"
+        )
     if config.checkpoint.keep_best is not None and (config.checkpoint.every == 0 or config.evaluation.every == 0):
-        notes.append("checkpoint.keep_best chooses between checkpoints made during the run: set checkpoint.every and evaluation.every")
+        notes.append(
+            "checkpoint.keep_best chooses between checkpoints made during the run: set checkpoint.every and "
+            "evaluation.every"
+        )
     return notes

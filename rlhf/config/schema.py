@@ -93,8 +93,11 @@ def bounds(field: FieldInfo) -> str:
     """The field's numeric or length limits, e.g. `>= 1, < 2`; empty if it has none."""
     parts = []
     for constraint in field.metadata:
-        parts += [f"{sign} {getattr(constraint, key)}" for key, sign in COMPARISONS.items()
-                  if getattr(constraint, key, None) is not None]
+        parts += [
+            f"{sign} {getattr(constraint, key)}"
+            for key, sign in COMPARISONS.items()
+            if getattr(constraint, key, None) is not None
+        ]
         if getattr(constraint, "min_length", None):
             parts.append(f"at least {constraint.min_length} entry")
         if getattr(constraint, "pattern", None):

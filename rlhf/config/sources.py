@@ -19,13 +19,16 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-# YAML 1.2's core schema. YAML 1.1, PyYAML's default, reads 1e-6 as text, a date-like run name as a date, and `no` as false.
+# YAML 1.2's core schema. YAML 1.1, PyYAML's default, reads 1e-6 as text, a date-like run name as a date, and `no` as
+# false.
 RESOLVERS: dict[str, tuple[str, str]] = {
     "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", "~nN\0"),
     "tag:yaml.org,2002:int": (r"[-+]?[0-9]+", "-+0123456789"),
     "tag:yaml.org,2002:float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
     "tag:yaml.org,2002:merge": (r"<<", "<"),
 }
 
@@ -40,7 +43,8 @@ class Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.value in seen and key.value != "<<":
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is also on line {seen[key.value]}: remove one", key.start_mark)
+                    None, None, f"the key {key.value!r} is also on line {seen[key.value]}: remove one", key.start_mark
+                )
             seen[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
@@ -83,6 +87,8 @@ class CommandLine:
     should_help: bool = False
     help_section: str | None = None
     should_dry_run: bool = False
+    planned_device: str | None = None
+    """`--dry-run cuda` plans the memory for a GPU on a machine that has none."""
 
 
 def dotted(path: Sequence[str | int]) -> str:
@@ -109,10 +115,14 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
             line.should_help = True
             line.help_section = name.removeprefix("help").removeprefix(".") or value
         elif name in ("dry-run", "dry_run"):
-            line.should_dry_run = value not in ("false", "False")
+            line.should_dry_run, line.planned_device = True, value
+            if value not in (None, "cpu", "cuda"):
+                problems.append(f"--dry-run {value}: plan for cpu or cuda, or leave the device out")
         elif name == "config":
             if value is None or line.config_file is not None:
-                problems.append("--config needs one file" if value is None else "--config is given twice: merge the files")
+                problems.append(
+                    "--config needs one file" if value is None else "--config is given twice: merge the files"
+                )
             line.config_file = value
         else:
             path = tuple(int(part) if part.isdigit() else part.replace("-", "_") for part in name.split("."))

@@ -18,7 +18,8 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0)
     """Every random draw is a function of this seed, the step, the prompt's id and the sample's index."""
     resume: Literal["auto", "never"] = "auto"
-    """`auto`: continue from the newest whole checkpoint of this run, if there is one. `never`: refuse to write into a used folder."""
+    """`auto`: continue from the newest whole checkpoint of this run, if there is one. `never`: refuse to write into
+    a used folder."""
 
 
 class BatchConfig(Section):
@@ -44,7 +45,8 @@ class GuardConfig(Section):
     max_skipped_steps: int = Field(3, ge=1)
     """Optimizer steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
     ratio_tolerance: float = Field(0.1, gt=0)
-    """Largest |mean ratio - 1| between learner and engine at the first update after a sync. bf16 engines stay under 0.02."""
+    """Largest |mean ratio - 1| between learner and engine at the first update after a sync. bf16 engines stay under
+    0.02."""
     max_ungradable_share: float = Field(0.5, ge=0, le=1)
     """Stop when more than this share of a step's completions is ungradable or timed out."""
 
