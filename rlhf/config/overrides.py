@@ -20,7 +20,7 @@ def apply_flags(
     tree, problems = copy.deepcopy(content), []
     before = complete_types(schema, copy.deepcopy(content))
     for flag in flags:
-        problem = _put(tree, flag)
+        problem = _put(schema, tree, flag)
         if problem:
             problems.append(problem)
     given = {flag.path for flag in flags}
@@ -30,11 +30,12 @@ def apply_flags(
     return tree, problems
 
 
-def _put(tree: dict[str, Any], flag: Flag) -> str | None:
+def _put(schema: type[Section], tree: dict[str, Any], flag: Flag) -> str | None:
     """Set one value; returns what is wrong, or None."""
     place: Any = tree
     for depth, part in enumerate(flag.path):
         is_last = depth == len(flag.path) - 1
+        is_list_next = not is_last and isinstance(flag.path[depth + 1], int)
         if isinstance(place, list):
             if not isinstance(part, int) or part > len(place):
                 name = dotted(flag.path[:depth])
@@ -47,9 +48,19 @@ def _put(tree: dict[str, Any], flag: Flag) -> str | None:
             place[part] = flag.value
         else:
             if isinstance(place, dict) and place.get(part) is None:
-                place[part] = {}
+                place[part] = _default_list(schema, tree, flag.path[: depth + 1]) if is_list_next else {}
             place = place[part]
     return None
+
+
+def _default_list(schema: type[Section], tree: dict[str, Any], path: KeyPath) -> list[Any]:
+    """A copy of the default of the list under `path`, so that a position in it can be changed; else an empty list."""
+    section = s.select(annotation_at(schema, tree, path[:-1]), value_at(tree, path[:-1]))
+    field = section.model_fields.get(str(path[-1])) if section else None
+    if field is None or s.item_annotation(field.annotation) is None or not s.has_default(field):
+        return []
+    entries = s.default_value(field) or []
+    return [entry.model_dump(mode="json") if isinstance(entry, Section) else entry for entry in entries]
 
 
 def _drop_keys_of_old_type(

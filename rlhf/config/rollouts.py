@@ -41,7 +41,7 @@ class VllmEngineConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the engine; `auto`: the policy's."""
     max_model_len: int | None = Field(None, ge=8)
-    """Prompt plus completion tokens; none given: max_prompt_tokens + max_tokens."""
+    """Prompt plus completion tokens; none given: the longest that training or evaluation can need."""
     max_num_seqs: int = Field(128, ge=1)
     """Completions decoded at once."""
     gpu_memory_utilization: float = Field(0.4, gt=0, lt=1)

@@ -119,24 +119,24 @@ def _evaluation(config: Any) -> list[str]:
     return []
 
 
-def _lengths(config: Any) -> list[str]:
-    engine, problems = config.engine, []
-    if not isinstance(engine, VllmEngineConfig) or engine.max_model_len is None:
-        return problems
-    wanted = {
-        "data.max_prompt_tokens + sampling.max_tokens": config.data.max_prompt_tokens + config.sampling.max_tokens
-    }
+def longest_sequence(config: Any) -> int:
+    """Prompt plus completion tokens that the engine must hold, in training and in evaluation."""
+    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
     if config.evaluation.prompts > 0:
         source = config.evaluation.data or config.data
-        longest = config.evaluation.max_tokens or config.sampling.max_tokens
-        wanted["the evaluation's prompt and completion"] = source.max_prompt_tokens + longest
-    for what, tokens in wanted.items():
-        if engine.max_model_len < tokens:
-            problems.append(
-                f"engine.max_model_len = {engine.max_model_len} is below {what} = {tokens}: "
-                f"raise it to {tokens}, or leave it out"
-            )
-    return problems
+        completion = config.evaluation.max_tokens or config.sampling.max_tokens
+        longest = max(longest, source.max_prompt_tokens + completion)
+    return longest
+
+
+def _lengths(config: Any) -> list[str]:
+    engine, longest = config.engine, longest_sequence(config)
+    if isinstance(engine, VllmEngineConfig) and engine.max_model_len is not None and engine.max_model_len < longest:
+        return [
+            f"engine.max_model_len = {engine.max_model_len} is below the longest prompt plus completion, "
+            f"max_prompt_tokens + max_tokens = {longest}, in training or evaluation: raise it to {longest}, or omit it"
+        ]
+    return []
 
 
 def remarks(config: Any) -> list[str]:

@@ -99,7 +99,7 @@ def bounds(field: FieldInfo) -> str:
             if getattr(constraint, key, None) is not None
         ]
         if getattr(constraint, "min_length", None):
-            parts.append(f"at least {constraint.min_length} entry")
+            parts.append(f"with at least {constraint.min_length} entry")
         if getattr(constraint, "pattern", None):
             parts.append(f"matching {constraint.pattern}")
     return ", ".join(parts)

@@ -1,0 +1,166 @@
+"""The memory plan against models that exist: exact parameter counts, and what autograd really keeps."""
+
+import json
+
+import pytest
+
+from rlhf.config.memory_plan import activation_bytes, memory_plan, micro_batch_tokens
+from rlhf.config.model_shapes import PUBLISHED, ModelShape, UnknownShape, find_shape, shape_from_config
+
+SMALL = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 96, "vocab_size": 256, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def items(plan):
+    return {item.name: item.bytes for item in plan.items}
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-Math-7B", 7_615_616_512),
+    ],
+)
+def test_published_shapes_have_the_published_number_of_parameters(path, parameters):
+    assert find_shape(path).parameters == parameters
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_parameters_are_those_of_the_model_that_transformers_builds(family, is_tied, tmp_path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **{**SMALL, "tie_word_embeddings": is_tied}, pad_token_id=0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    config.save_pretrained(tmp_path)
+    assert find_shape(str(tmp_path)).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_adapter_parameters_are_those_of_peft():
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
+    shape = shape_from_config({**SMALL, "model_type": "llama"})
+    for targets in ("all-linear", ["q_proj", "v_proj"]):
+        with torch.device("meta"):
+            adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets))
+        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        assert shape.lora_parameters(4, targets) == trained
+        model = adapted.unload()
+
+
+@pytest.mark.parametrize(("dtype", "b"), [("float32", 4), ("bfloat16", 2)])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("has_checkpointing", [False, True])
+def test_activations_are_what_autograd_keeps(dtype, b, attention, has_checkpointing):
+    """One more block keeps as many more bytes as the formula says (6 %: statistics, and keys repeated for grouped
+    queries where attention is not fused)."""
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    tokens, kept = 32, []
+    for layers in (2, 3):
+        config = LlamaConfig(**{**SMALL, "num_hidden_layers": layers}, attn_implementation=attention)
+        model = LlamaModel(config).to(getattr(torch, dtype)).train()
+        if has_checkpointing:
+            model.gradient_checkpointing_enable()
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        saved: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor, saved=saved, weights=weights):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                saved[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(input_ids=torch.arange(tokens)[None], use_cache=False)
+        kept.append(sum(storage.nbytes() for storage in saved.values()))
+    attended = tokens if attention == "eager" else 0
+    planned = [
+        activation_bytes(shape_from_config({**SMALL, "model_type": "llama", "num_hidden_layers": layers}), tokens, b,
+                         has_checkpointing, attended)
+        for layers in (2, 3)
+    ]  # fmt: skip
+    assert planned[1] - planned[0] == pytest.approx(kept[1] - kept[0], rel=0.06)
+
+
+def test_the_states_of_a_full_fine_tuning_take_what_adam_takes(parse):
+    shape = PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"]
+    plan = memory_plan(parse("--engine.type", "transformers"), shape)
+    p = shape.parameters
+    found = items(plan)
+    assert found["policy weights"] == found["engine weights"] == 2 * p
+    assert found["float32 masters"] == found["gradients"] == 4 * p and found["optimizer state"] == 8 * p
+    assert "reference policy" not in found
+    assert plan.total_bytes == sum(found.values()) and f"{p:,} parameters, {p:,} trained" in plan.render()
+
+
+def test_float32_needs_no_masters_and_kl_needs_a_reference(parse):
+    shape = PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"]
+    found = items(memory_plan(parse("--model.dtype", "float32", "--algorithm.kl.coefficient", "0.1"), shape))
+    assert "float32 masters" not in found and found["reference policy"] == 4 * shape.parameters
+
+
+def test_adapters_need_no_reference_and_small_states(parse):
+    shape = PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"]
+    plan = memory_plan(parse("--model.lora.rank", "8", "--algorithm.kl.coefficient", "0.1"), shape)
+    adapters = shape.lora_parameters(8, "all-linear")
+    found = items(plan)
+    assert found["policy weights"] == 2 * (shape.parameters + adapters)
+    assert found["optimizer state"] == 8 * adapters == 2 * found["gradients"]
+    assert "reference policy" not in found and plan.trained_parameters == adapters
+
+
+@pytest.mark.parametrize(("stage", "divided"), [
+    (0, set()), (1, {"float32 masters", "optimizer state"}), (2, {"float32 masters", "optimizer state", "gradients"}),
+    (3, {"float32 masters", "optimizer state", "gradients", "policy weights"}),
+])  # fmt: skip
+def test_sharding_divides_what_its_stage_divides(parse, stage, divided):
+    shape, config = PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"], parse()
+    one, four = items(memory_plan(config, shape)), items(memory_plan(config, shape, 4, stage))
+    for name in ("policy weights", "float32 masters", "gradients", "optimizer state"):
+        assert four[name] == one[name] / (4 if name in divided else 1)
+    assert ("gathered weights" in four) == (stage == 3)
+
+
+def test_micro_batches_are_bounded_by_the_budget_the_data_and_the_longest_sample(parse):
+    flags = ["--batch.prompts_per_step", "4", "--sampling.samples_per_prompt", "2", "--sampling.max_tokens", "10",
+             "--data.max_prompt_tokens", "100"]  # fmt: skip
+    assert micro_batch_tokens(parse(*flags, "--batch.tokens_per_micro_batch", "300"), 1) == 300
+    assert micro_batch_tokens(parse(*flags), 1) == 4 * (100 + 2 * 10)
+    assert micro_batch_tokens(parse(*flags, "--model.attention", "padded"), 1) == 4 * 2 * 110
+    assert micro_batch_tokens(parse(*flags, "--batch.minibatches", "2"), 2) == 120
+    assert micro_batch_tokens(parse(*flags, "--batch.tokens_per_micro_batch", "16"), 1) == 110
+
+
+def test_the_cache_of_the_engine(parse):
+    shape = ModelShape(8, 3, 2, 1, 4, 16, 32, is_tied=True)
+    flags = ["--batch.prompts_per_step", "4", "--sampling.samples_per_prompt", "4", "--sampling.max_tokens", "10",
+             "--data.max_prompt_tokens", "6", "--engine.max_num_seqs", "12"]  # fmt: skip
+    on_gpu = items(memory_plan(parse(*flags), shape, device="cuda"))["engine key-value cache"]
+    assert on_gpu == 12 * 16 * 2 * 3 * 4 * 2  # rows, tokens, keys and values, layers, width, bytes
+    assert items(memory_plan(parse(*flags), shape, device="cpu"))["engine key-value cache"] == 1024**3
+
+
+def test_unknown_shapes_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UnknownShape, match="run `hf download nobody/nothing` first"):
+        find_shape("nobody/nothing")
+    with pytest.raises(UnknownShape, match=r"has no config\.json"):
+        find_shape(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(UnknownShape, match="measure the first step"):
+        find_shape(str(tmp_path))
+    with pytest.raises(UnknownShape, match="does not exist"):
+        find_shape("./nowhere")
