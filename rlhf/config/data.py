@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from rlhf.config.section import Section
 
@@ -62,6 +62,22 @@ class DatasetConfig(PromptFormat):
     """Keep only what follows the last occurrence of this marker in the answer, e.g. `####` for GSM8K."""
     prompt_template: str = "{prompt}"
     """Text around a string prompt; `{prompt}` is replaced, nothing else is interpreted."""
+    as_chat: bool = False
+    """Send a string prompt as a user message through the chat template; off, it is tokenised as plain text (TRL's
+    standard format)."""
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _refuse_template_without_place(cls, value: str) -> str:
+        if "{prompt}" not in value:
+            raise ValueError(f"{value!r} has no place for the prompt: write {{prompt}} where it goes")
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_marker_without_answer(self) -> "DatasetConfig":
+        if self.answer_after is not None and not self.answer_field:
+            raise ValueError(f"answer_after = {self.answer_after!r} cuts the gold answer: set answer_field")
+        return self
 
 
 PromptSourceConfig = Annotated[ArithmeticConfig | CountdownConfig | DatasetConfig, Field(discriminator="type")]
