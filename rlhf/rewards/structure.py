@@ -1,0 +1,410 @@
+"""Whether two trees are the same answer: values, points, intervals, sets, lists, relations, matrices, words.
+
+Conventions: sets and solution lists are unordered, points and intervals ordered; open and closed ends differ; a named
+value (`x = 5`, `f(x) = 2x`, `D = (0, 1)`) is its value; an inequality in one variable is an interval; units and degree
+signs may be dropped, but two different units differ.
+"""
+
+import itertools
+
+from rlhf.rewards.expression import (
+    MINUS_ONE,
+    ONE,
+    Based,
+    Constant,
+    Degrees,
+    Divide,
+    Function,
+    ListOf,
+    Matrix,
+    Multiply,
+    Node,
+    Number,
+    PlusMinus,
+    Power,
+    Quantity,
+    Ratio,
+    Relation,
+    SetOf,
+    SetOperation,
+    Tuple,
+    Variable,
+    Words,
+    is_expression,
+    negate,
+    rebuild,
+    subtract,
+    variables,
+    walk,
+)
+from rlhf.rewards.limits import MAX_ALTERNATIVES, LimitExceeded
+from rlhf.rewards.numeric import Evaluator
+from rlhf.rewards.units import conflicting
+
+_INFINITY = Constant("infinity")
+_MIRRORED = {">": "<", ">=": "<="}
+_REALS = Variable("real numbers")
+
+
+def same_answer(gold: Node, answer: Node, evaluator: Evaluator) -> bool:
+    """True if `answer` says what `gold` says.
+
+    Raises `LimitExceeded` when that cannot be found out within the limits, `Undefined` or `ParseError` when the gold
+    answer has no value.
+    """
+    return _Comparison(evaluator).same(_prepared(gold), _prepared(answer))
+
+
+def _prepared(node: Node) -> Node:
+    return _distributed(_expanded(node))
+
+
+def _expanded(node: Node) -> Node:
+    r"""Plus-minus signs written out: `1 \pm x` is the list of its values, merged into a list or set around it."""
+    if isinstance(node, Quantity):
+        return Quantity(_expanded(node.value), node.unit)
+    if isinstance(node, (ListOf, SetOf)):
+        items: list[Node] = []
+        for item in map(_expanded, node.items):
+            items.extend(item.items if isinstance(item, ListOf) else [item])
+        return SetOf(tuple(items)) if isinstance(node, SetOf) else ListOf(tuple(items), node.disjunction)
+    if isinstance(node, Relation) and node.operators == ("=",):
+        right = _expanded(node.sides[1])
+        if isinstance(right, ListOf) and not any(isinstance(n, PlusMinus) for n in walk(node.sides[0])):
+            return ListOf(tuple(Relation((node.sides[0], value), ("=",)) for value in right.items), right.disjunction)
+    signs = {n.index for n in walk(node) if isinstance(n, PlusMinus)}
+    if not signs:
+        return node
+    correlated = any(n.opposite for n in walk(node) if isinstance(n, PlusMinus))
+    if 2 ** len(signs) > MAX_ALTERNATIVES and not correlated:
+        raise LimitExceeded(f"more than {MAX_ALTERNATIVES} values of plus-minus signs")
+    choices = [(1,) * len(signs), (-1,) * len(signs)] if correlated else itertools.product((1, -1), repeat=len(signs))
+    return ListOf(tuple(_with_signs(node, dict(zip(sorted(signs), choice, strict=True))) for choice in choices))
+
+
+def _with_signs(node: Node, signs: dict[int, int]) -> Node:
+    if isinstance(node, PlusMinus):
+        return ONE if (signs[node.index] > 0) != node.opposite else MINUS_ONE
+    return rebuild(node, lambda child: _with_signs(child, signs))
+
+
+def _distributed(node: Node) -> Node:
+    """A number times a matrix or vector, multiplied out; structures inside structures likewise."""
+    if isinstance(node, Multiply):
+        structures = [f for f in node.factors if isinstance(f, (Matrix, Tuple))]
+        if len(structures) == 1:
+            scale = tuple(f for f in node.factors if f is not structures[0])
+            return rebuild(structures[0], lambda entry: Multiply((*scale, entry)))
+    if isinstance(node, (Matrix, Tuple, ListOf, SetOf, SetOperation, Relation)):
+        return rebuild(node, _distributed)
+    return node
+
+
+class _Comparison:
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+
+    def same(self, gold: Node, answer: Node) -> bool:
+        self.evaluator.spend(50)
+        if gold == answer:
+            return True
+        if isinstance(gold, Quantity) and isinstance(answer, Quantity) and conflicting(gold.unit, answer.unit):
+            return False
+        gold, answer = _without_unit(gold), _without_unit(answer)
+        if is_expression(gold) and is_expression(answer):
+            return self.evaluator.equal(gold, answer)
+        if isinstance(gold, Relation) or isinstance(answer, Relation):
+            return self.same_relation(gold, answer)
+        if isinstance(gold, Based) or isinstance(answer, Based):
+            return _same_based(gold, answer)
+        if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+            return self.same_ratio(gold, answer)
+        return self.same_structure(gold, answer)
+
+    def same_structure(self, gold: Node, answer: Node) -> bool:
+        for one, other in ((gold, answer), (answer, gold)):
+            if isinstance(one, (ListOf, SetOf)) and len(one.items) == 1 and not isinstance(other, (ListOf, SetOf)):
+                return self.same(gold, one.items[0]) if one is answer else self.same(one.items[0], answer)
+        if isinstance(gold, (ListOf, SetOf)) and isinstance(answer, (ListOf, SetOf)):
+            return self.same_items(_named_values(gold), _named_values(answer), gold, answer)
+        if isinstance(gold, Tuple) and isinstance(answer, Tuple):
+            brackets = (gold.opening, gold.closing) == (answer.opening, answer.closing)
+            return brackets and self.same_in_order(gold.items, answer.items)
+        for one, other in ((gold, answer), (answer, gold)):
+            if isinstance(one, Tuple) and isinstance(other, ListOf) and (one.opening, one.closing) == ("(", ")"):
+                return self.same_in_order(gold.items, answer.items)  # a point or list without its parentheses
+        if isinstance(gold, Matrix) and isinstance(answer, Matrix):
+            return gold.kind == answer.kind and len(gold.rows) == len(answer.rows) and all(
+                map(self.same_in_order, gold.rows, answer.rows)
+            )
+        if isinstance(gold, Words) or isinstance(answer, Words):
+            return False
+        return self.same_sets(gold, answer)
+
+    def same_in_order(self, gold: tuple[Node, ...], answer: tuple[Node, ...]) -> bool:
+        return len(gold) == len(answer) and all(map(self.same, gold, answer))
+
+    def same_items(self, gold: tuple[Node, ...], answer: tuple[Node, ...], one: Node, other: Node) -> bool:
+        """Equal as multisets: every item of the answer is some item of the gold, and none is used twice."""
+        if len(gold) != len(answer):
+            intervals = self.intervals(one), self.intervals(other)
+            return None not in intervals and self.same_intervals(*intervals)
+        if all(map(_comparable_at_once, gold, answer)) and self.same_in_order(gold, answer):
+            return True
+        left = list(answer)
+        for item in gold:
+            found = next((i for i, candidate in enumerate(left) if self.same(item, candidate)), None)
+            if found is None:
+                return False
+            left.pop(found)
+        return True
+
+    # relations
+
+    def same_relation(self, gold: Node, answer: Node) -> bool:
+        if isinstance(gold, Relation) and isinstance(answer, Relation):
+            if len(gold.sides) == len(answer.sides) and gold.operators == answer.operators:
+                if all(itertools.starmap(self.same_side, zip(gold.sides, answer.sides, strict=True))):
+                    return True
+            if self.equivalent(gold, answer):
+                return True
+            if set(gold.operators) <= {"=", "in"} and set(answer.operators) <= {"=", "in"}:
+                return False
+        for one, other in ((gold, answer), (answer, gold)):
+            if isinstance(one, Relation) and not isinstance(other, Relation):
+                value = self.value_of(one)
+                if value is not None:
+                    return self.same(value, other) if one is gold else self.same(other, value)
+        return self.same_sets(gold, answer)
+
+    def same_side(self, gold: Node, answer: Node) -> bool:
+        if _is_name(gold) and _is_name(answer) and not isinstance(gold, Words):
+            return gold == answer or (is_expression(gold) and is_expression(answer) and self.evaluator.equal(gold, answer))
+        return self.same(gold, answer)
+
+    def equivalent(self, gold: Relation, answer: Relation) -> bool:
+        """Relations between expressions, up to a constant factor and the order of the sides."""
+        if not all(map(is_expression, (*gold.sides, *answer.sides))):
+            return False
+        left, right = _differences(gold), _differences(answer)
+        if len(left) != len(right) or "in" in gold.operators:
+            return False
+        for operator, difference in left:
+            match = next(
+                (
+                    pair
+                    for pair in right
+                    if pair[0] == operator
+                    and self.evaluator.proportional(difference, pair[1], positive=operator in ("<", "<="))
+                ),
+                None,
+            )
+            if match is None:
+                return False
+            right.remove(match)
+        return True
+
+    def value_of(self, relation: Relation) -> Node | None:
+        """What a chain of equations says the answer is: the value of a name, or of a calculation that adds up."""
+        if not set(relation.operators) <= {"=", "in"}:
+            return None
+        sides = list(relation.sides)
+        if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
+            sides.reverse()
+        if _is_name(sides[0]):
+            sides = sides[1:]
+        elif not all(map(is_expression, sides)) or variables(sides[0]) and not variables(sides[-1]):
+            return None
+        value = sides[-1]
+        for side in sides[:-1]:
+            if is_expression(side) and is_expression(value) and variables(side) <= variables(value):
+                if not self.evaluator.equal(side, value):
+                    return None
+        return value
+
+    def same_ratio(self, gold: Node, answer: Node) -> bool:
+        if isinstance(gold, Ratio) and isinstance(answer, Ratio):
+            if self.same_in_order(gold.parts, answer.parts):
+                return True
+            if gold.clock or answer.clock or len(gold.parts) != 2 or len(answer.parts) != 2:
+                return False
+            return self.same(Divide(*gold.parts), Divide(*answer.parts))
+        ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
+        if len(ratio.parts) != 2 or ratio.clock or not is_expression(other) or not all(map(is_expression, ratio.parts)):
+            return False
+        return self.evaluator.equal(other, Divide(*ratio.parts))
+
+    # sets of real numbers
+
+    def same_sets(self, gold: Node, answer: Node) -> bool:
+        if isinstance(gold, SetOperation) and isinstance(answer, SetOperation) and gold.name == answer.name:
+            if gold.name == "difference":
+                if self.same_in_order(gold.parts, answer.parts):
+                    return True
+            elif self.same_items(gold.parts, answer.parts, gold, answer):
+                return True
+        left, right = self.intervals(gold), self.intervals(answer)
+        if left is None or right is None or not self.same_intervals(left, right):
+            return False
+        names = [variables(n) for n in (gold, answer) if isinstance(n, (Relation, ListOf))]
+        return len(names) < 2 or names[0] == names[1]
+
+    def same_intervals(self, gold: list[Tuple], answer: list[Tuple]) -> bool:
+        return len(gold) == len(answer) and self.same_items(tuple(gold), tuple(answer), ListOf(()), ListOf(()))
+
+    def intervals(self, node: Node) -> list[Tuple] | None:
+        """A union of disjoint intervals and points in increasing order; None if `node` is not such a set."""
+        if node == _REALS:
+            return [_interval(negate(_INFINITY), _INFINITY)]
+        if isinstance(node, Tuple):
+            return [node] if len(node.items) == 2 and all(map(is_expression, node.items)) else None
+        if isinstance(node, SetOf):
+            return [Tuple("[", (item, item), "]") for item in node.items if is_expression(item)]
+        if isinstance(node, Relation):
+            return self.solution(node)
+        if isinstance(node, ListOf) and (node.disjunction or len(node.items) == 1):
+            node = SetOperation("union", node.items)
+        if isinstance(node, SetOperation) and node.name == "union":
+            parts = [self.intervals(part) for part in node.parts]
+            return None if None in parts else self.sorted_union([i for part in parts for i in part])
+        if isinstance(node, SetOperation) and node.name == "difference" and isinstance(node.parts[1], SetOf):
+            parts = self.intervals(node.parts[0])
+            for point in node.parts[1].items:
+                parts = self.without(parts, point)
+            return parts
+        return None
+
+    def solution(self, relation: Relation) -> list[Tuple] | None:
+        """The interval of an inequality between one variable and constants."""
+        sides, operators = list(relation.sides), list(relation.operators)
+        if operators == ["in"]:
+            return self.intervals(sides[1])
+        if not all(map(is_expression, sides)):
+            return None
+        if operators in (["!="], ["="]):
+            name, bound = sides if isinstance(sides[0], Variable) else sides[::-1]
+            if not isinstance(name, Variable) or variables(bound):
+                return None
+            if operators == ["="]:
+                return [Tuple("[", (bound, bound), "]")]
+            return [_interval(negate(_INFINITY), bound), _interval(bound, _INFINITY)]
+        if set(operators) <= {">", ">="}:
+            sides.reverse()
+            operators = [_MIRRORED[o] for o in reversed(operators)]
+        if not set(operators) <= {"<", "<="}:
+            return None
+        brackets = ["[" if o == "<=" else "(" for o in operators]
+        if len(sides) == 3 and isinstance(sides[1], Variable) and not variables(sides[0]) | variables(sides[2]):
+            return [Tuple(brackets[0], (sides[0], sides[2]), "]" if operators[1] == "<=" else ")")]
+        if len(sides) == 2 and isinstance(sides[0], Variable) and not variables(sides[1]):
+            return [Tuple("(", (negate(_INFINITY), sides[1]), "]" if operators[0] == "<=" else ")")]
+        if len(sides) == 2 and isinstance(sides[1], Variable) and not variables(sides[0]):
+            return [Tuple(brackets[0], (sides[0], _INFINITY), ")")]
+        return None
+
+    def sorted_union(self, parts: list[Tuple]) -> list[Tuple] | None:
+        """Parts in increasing order, with those that touch (`[0,1)` and `[1,2]`) joined; unsorted where ends have no order."""
+        keyed = []
+        for part in parts:
+            ends = [None if variables(end) else self.evaluator.order(end) for end in part.items]
+            if None in ends:
+                return parts
+            keyed.append((ends[0], ends[1], part))
+        keyed.sort(key=lambda entry: (entry[0], entry[1]))
+        joined = keyed[:1]
+        for low, high, part in keyed[1:]:
+            _, end, before = joined[-1]
+            if low == end and (before.closing == "]" or part.opening == "["):
+                merged = Tuple(before.opening, (before.items[0], part.items[1]), part.closing)
+                joined[-1] = (joined[-1][0], high, merged)
+            else:
+                joined.append((low, high, part))
+        return [part for _, _, part in joined]
+
+    def without(self, parts: list[Tuple] | None, point: Node) -> list[Tuple] | None:
+        if parts is None or not is_expression(point) or variables(point):
+            return None
+        place = self.evaluator.order(point)
+        result = []
+        for part in parts:
+            low, high = (self.evaluator.order(end) for end in part.items)
+            if place is not None and low is not None and high is not None and low < place < high:
+                result += [Tuple(part.opening, (part.items[0], point), ")"), Tuple("(", (point, part.items[1]), part.closing)]
+            else:
+                result.append(part)
+        return result
+
+
+def _interval(low: Node, high: Node) -> Tuple:
+    return Tuple("(", (low, high), ")")
+
+
+def _without_unit(node: Node) -> Node:
+    while isinstance(node, (Quantity, Degrees)):
+        node = node.value
+    return node
+
+
+def _comparable_at_once(gold: Node, answer: Node) -> bool:
+    return isinstance(gold, (Number, Divide)) == isinstance(answer, (Number, Divide))
+
+
+def _named_values(node: ListOf | SetOf) -> tuple[Node, ...]:
+    """The items; `x = 1, x = 2` gives the values of x."""
+    names = {i.sides[0] if isinstance(i, Relation) and i.operators == ("=",) and _is_name(i.sides[0]) else None for i in node.items}
+    if len(names) == 1 and None not in names:
+        return tuple(item.sides[1] for item in node.items)
+    first = node.items[0] if node.items else None
+    if isinstance(first, Relation) and first.operators == ("=",) and _is_name(first.sides[0]):
+        if not any(isinstance(item, Relation) for item in node.items[1:]):
+            return (first.sides[1], *node.items[1:])  # `x = 1, 2`
+    return node.items
+
+
+_FUNCTION_LETTERS = frozenset("fghpqrstuvwyAFGHPQRSTUVXYS")
+
+
+def _is_name(node: Node) -> bool:
+    """True for what may stand left of a value: x, f(x), f(2), AB, |AB|, sin x, (x, y), words."""
+    if isinstance(node, (Variable, Words)):
+        return True
+    if isinstance(node, Constant):
+        return node.name in ("e", "i")
+    if isinstance(node, Tuple):
+        return all(map(_is_name, node.items))
+    if isinstance(node, Function):
+        return bool(variables(node))
+    if isinstance(node, Power):
+        return False
+    if isinstance(node, Multiply):
+        head, rest = node.factors[0], node.factors[1:]
+        if isinstance(head, Variable) and head.name[0] in _FUNCTION_LETTERS and len(rest) == 1:
+            return is_expression(rest[0]) or isinstance(rest[0], Tuple)
+        return all(isinstance(f, (Variable, Constant, Function)) for f in node.factors)
+    return False
+
+
+def _same_based(gold: Node, answer: Node) -> bool:
+    """Digits and base agree; a base left out is taken for the other's."""
+    gold_digits, gold_base = _digits(gold)
+    digits, base = _digits(answer)
+    return digits is not None and gold_digits == digits and (base is None or gold_base is None or gold_base == base)
+
+
+def _digits(node: Node) -> tuple[str | None, str | None]:
+    if isinstance(node, Based):
+        return node.digits, node.base
+    if isinstance(node, Number) and node.value.denominator == 1 and node.value.numerator.bit_length() < 10_000:
+        return str(node.value.numerator), None
+    return None, None
+
+
+def _differences(relation: Relation) -> list[tuple[str, Node]]:
+    """A chain as pairs (operator, right - left or left - right), with > turned into <."""
+    pairs = []
+    for index, operator in enumerate(relation.operators):
+        left, right = relation.sides[index], relation.sides[index + 1]
+        if operator in _MIRRORED:
+            operator, left, right = _MIRRORED[operator], right, left
+        pairs.append((operator, subtract(right, left)))
+    return pairs

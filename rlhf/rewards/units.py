@@ -1,0 +1,88 @@
+"""Words in answers: which are units (and so may be dropped or added), which turn an answer into something else."""
+
+import re
+
+_UNIT_SPELLINGS = {
+    "millimeter": "mm millimeters millimetre millimetres",
+    "centimeter": "cm centimeters centimetre centimetres",
+    "meter": "meters metre metres",
+    "kilometer": "km kilometers kilometre kilometres kms",
+    "inch": "inches",
+    "foot": "ft feet",
+    "yard": "yd yards yds",
+    "mile": "mi miles",
+    "milligram": "mg milligrams",
+    "gram": "grams",
+    "kilogram": "kg kilograms kgs",
+    "ounce": "oz ounces",
+    "pound": "lb lbs pounds",
+    "ton": "tons",
+    "second": "sec secs seconds",
+    "minute": "min mins minutes",
+    "hour": "hr hrs hours",
+    "day": "days",
+    "week": "weeks",
+    "month": "months",
+    "year": "yr yrs years",
+    "milliliter": "ml milliliters millilitre millilitres",
+    "liter": "liters litre litres",
+    "gallon": "gal gallons",
+    "quart": "qt quarts",
+    "cent": "cents",
+    "dollar": "dollars usd",
+    "degree": "degrees deg",
+    "radian": "radians rad rads",
+    "percent": "percents",
+    "am": "",
+    "pm": "",
+    "mph": "",
+    "kph": "",
+}
+CANONICAL_UNIT = {
+    spelling: name for name, spellings in _UNIT_SPELLINGS.items() for spelling in (name, *spellings.split())
+}
+"""Every spelling of a unit, to the one name by which two units are compared."""
+
+SHORT_UNITS = frozenset(spelling for spelling in CANONICAL_UNIT if len(spelling) <= 3) | {"sq", "cu"}
+"""Abbreviations that may stand right behind a number (`5cm`) although they look like products of variables."""
+SINGLE_LETTER_UNITS = frozenset("msghLlJNWVAKCF")
+"""Letters that may be a unit behind a number where the gold answer has no variable."""
+
+SHORT_WORDS = frozenset("no on or if is in of to at up us we me he am pm so be by go it my an as do".split())
+"""Two-letter words that are not products of two variables."""
+
+_NOT_UNITS = frozenset(
+    "or and not nor any other others another either neither both maybe perhaps possibly unknown none if unless except but "
+    "about around approximately roughly than less more least most over under between to from through up down plus minus "
+    "times divided is are was equals equal correct incorrect answer true false yes no infinite infinity undefined"
+    .split()
+)
+MAX_UNIT_WORDS = 4
+_ARTICLES = frozenset({"the", "a", "an"})
+
+
+def unit_of(words: list[str]) -> str | None:
+    """The canonical unit that trailing `words` stand for, or None if they change the meaning and may not be dropped."""
+    words = [w for w in (word.lower() for word in words) if w not in _ARTICLES]
+    if len(words) > MAX_UNIT_WORDS or any(w in _NOT_UNITS for w in words):
+        return None
+    return " ".join(CANONICAL_UNIT.get(w, w) for w in words)
+
+
+def conflicting(unit: str, other: str) -> bool:
+    """True if both are known units of one word and differ (6 hours are not 6 minutes)."""
+    known = CANONICAL_UNIT.values()
+    return bool(unit and other) and unit != other and unit in known and other in known
+
+
+_WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname)\b")
+_NOISE = re.compile(r"[\s{}$\\.,;:!~*\"'`]+")
+
+
+def plain_words(text: str) -> str:
+    """Text for comparison as words: no LaTeX wrappers, case, punctuation, surrounding parentheses or articles."""
+    words = _NOISE.sub(" ", _WRAPPERS.sub(" ", text)).casefold().strip()
+    if words.startswith("(") and words.endswith(")") and "(" not in words[1:-1]:
+        words = words[1:-1].strip()
+    head, _, rest = words.partition(" ")
+    return rest if rest and head in _ARTICLES else words
