@@ -70,7 +70,9 @@ def _read_local(config: DatasetConfig) -> Rows:
     for name in ("subset", "revision"):
         if getattr(config, name) is not None:
             raise DataError(f"data.{name} is for datasets of the hub, and {config.path} is a local file: remove it")
-    files = sorted(Path(name) for name in glob.glob(str(Path(config.path).expanduser()), recursive=True))
+    path = Path(config.path).expanduser()
+    # a file may have the signs of a pattern in its name
+    files = [path] if path.exists() else sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     if not files:
         raise DataError(f"data.path = {config.path}: there is no such file (looked in {Path.cwd()})")
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}

@@ -201,7 +201,8 @@ def _progress(batches: range, what: str) -> Sequence[int]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(batches, description=what, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(batches, description=what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _digest(*parts: str) -> str:
