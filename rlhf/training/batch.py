@@ -1,0 +1,50 @@
+"""What an algorithm hands to the learner: graded samples with their advantages."""
+
+from dataclasses import dataclass
+
+from rlhf.algorithms.aggregation import StepTotals
+from rlhf.data.types import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """A sample with its advantage.
+
+    `counted`: it is part of the loss and its denominator (False: masked, e.g. truncated).
+    `learned`: it is forwarded (False: its gradient is known to be 0, or it is not counted).
+    `reference_logps`: one per completion token where the loss has a KL term.
+    """
+
+    sample: Sample
+    advantage: float
+    counted: bool = True
+    learned: bool = True
+    reference_logps: tuple[float, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.sample.completion_ids)
+
+
+def local_totals(samples: list[TrainingSample]) -> StepTotals:
+    """What this rank adds to the denominator."""
+    counted = [sample for sample in samples if sample.counted]
+    return StepTotals(sequences=len(counted), tokens=sum(sample.length for sample in counted))
+
+
+def split_minibatches(samples: list[TrainingSample], count: int, order: list[int]) -> list[list[TrainingSample]]:
+    """Whole groups of one prompt, in the given order of groups, dealt into `count` minibatches of equal numbers of groups."""
+    groups: dict[tuple[str, int], list[TrainingSample]] = {}
+    occurrence: dict[str, int] = {}
+    for sample in samples:
+        # a prompt that comes twice in a batch (the end of an epoch) is two groups: index 0 starts a new one
+        prompt_id = sample.sample.prompt.id
+        if sample.sample.index == 0 or prompt_id not in occurrence:
+            occurrence[prompt_id] = occurrence.get(prompt_id, -1) + 1
+        groups.setdefault((prompt_id, occurrence[prompt_id]), []).append(sample)
+    ordered = list(groups.values())
+    if len(ordered) % count:
+        raise ValueError(f"{len(ordered)} prompts on this rank cannot be dealt into {count} minibatches: change batch.minibatches")
+    ordered = [ordered[index] for index in order] if count > 1 else ordered
+    size = len(ordered) // count
+    return [[s for group in ordered[i * size : (i + 1) * size] for s in group] for i in range(count)]

@@ -1,0 +1,204 @@
+"""The learner: packed micro-batches in, one optimizer step out, under one denominator."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf.algorithms.aggregation import Denominator, StepTotals, token_weight
+from rlhf.algorithms.token_fields import TokenFields
+from rlhf.config.grpo import GRPOConfig
+from rlhf.data.seeds import derive_seed
+from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
+from rlhf.models.policy import Policy
+from rlhf.training.batch import TrainingSample, local_totals, split_minibatches
+from rlhf.training.collectives import sum_gradients, sum_numbers
+from rlhf.training.guards import NonFiniteGuard
+from rlhf.training.master_weights import MasterWeights
+from rlhf.training.metrics import MetricAverager
+from rlhf.training.optimizers import build_optimizer
+from rlhf.training.schedule import learning_rate_factor
+
+Objective = Callable[[Tensor, Tensor, slice], Tensor]
+
+
+class Algorithm(Protocol):
+    """What the learner asks of an algorithm."""
+
+    denominator: Denominator
+    elementwise: bool  # the loss of a token depends on that token only, so the head can take it in one pass
+
+    def objective(self, fields: TokenFields) -> Objective:
+        """(logp_n, entropy_n, rows) -> weighted loss_n of those rows; the loss is the sum."""
+
+    def measure(self, logp_N: Tensor, entropy_N: Tensor, fields: TokenFields) -> dict[str, float]:
+        """Sums over the tokens, by metric name."""
+
+
+class Learner:
+    """Owns the policy's master weights and the optimizer. All methods are collective over ranks."""
+
+    def __init__(
+        self, policy: Policy, config: GRPOConfig, accelerator: Accelerator, guard: NonFiniteGuard, reference: Policy | None = None
+    ) -> None:
+        self.policy, self.config, self.accelerator, self.guard, self.reference = policy, config, accelerator, guard, reference
+        self.device = accelerator.device
+        named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        self.weights = MasterWeights(named)
+        self.optimizer = build_optimizer(config.optimizer, dict(zip(self.weights.names, self.weights.masters, strict=True)))
+        self.updates = 0
+        passes = config.batch.minibatches * config.batch.epochs
+        self.reuses_batch = passes > 1
+        self.total_updates = config.batch.steps * passes
+
+    def update(self, samples: list[TrainingSample], algorithm: Algorithm, step: int) -> dict[str, float]:
+        """Learn from one rollout batch: `epochs` x `minibatches` optimizer steps. Returns metrics, equal on all ranks.
+
+        Raises TrainingStopped (guards.py) after too many skipped steps, or when learner and engine disagree.
+        """
+        batch = self.config.batch
+        # dropout (LoRA) is the only random draw in here
+        torch.manual_seed(derive_seed(self.config.run.seed, step, "learner", self.accelerator.process_index))
+        old_logps = self._old_logps(samples) if self.reuses_batch else None
+        averager = MetricAverager()
+        groups = len({id(sample.sample.prompt) for sample in samples})
+        for epoch in range(batch.epochs):
+            order = self._group_order(groups, step, epoch)
+            for index, minibatch in enumerate(split_minibatches(samples, batch.minibatches, order)):
+                first = epoch == 0 and index == 0
+                self._optimizer_step(minibatch, algorithm, step, old_logps, averager, check_ratio=first)
+        return averager.reduce()
+
+    def _optimizer_step(
+        self,
+        samples: list[TrainingSample],
+        algorithm: Algorithm,
+        step: int,
+        old_logps: dict[int, Tensor] | None,
+        averager: MetricAverager,
+        check_ratio: bool,
+    ) -> None:
+        local = local_totals(samples)
+        summed = sum_numbers({"sequences": local.sequences, "tokens": local.tokens}, self.device)
+        totals = StepTotals(int(summed["sequences"]), int(summed["tokens"]))
+        learned = [sample for sample in samples if sample.learned and sample.length]
+        self.policy.train()
+        self.weights.zero_gradients()
+        loss, tokens, sums = 0.0, 0, {}
+        for members in self._micro_batches(learned):
+            part = [learned[index] for index in members]
+            packed, fields = self._prepare(part, totals, algorithm.denominator, old_logps)
+            output = self.policy(packed, algorithm.objective(fields), elementwise=algorithm.elementwise)
+            output.loss.backward()
+            self.weights.collect_gradients()
+            loss += float(output.loss.detach())
+            tokens += len(fields.advantage_N)
+            for name, value in algorithm.measure(output.logp_N, output.entropy_N, fields).items():
+                sums[name] = sums.get(name, 0.0) + value
+        self.weights.fill_missing_gradients()
+        sum_gradients(self.weights.masters)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.config.batch.max_grad_norm))
+        loss = sum_numbers({"loss": loss}, self.device)["loss"]
+        factor = learning_rate_factor(self.updates, self.total_updates, self.config.schedule)
+        self.updates += 1
+        for name, value in sums.items():
+            averager.add(name, value / max(tokens, 1), weight=tokens)
+        averager.add("loss", loss)
+        averager.add("gradient/norm", norm)
+        averager.add("optimizer/lr", self.config.optimizer.lr * factor)
+        averager.add_sum("tokens/trained", tokens)
+        if check_ratio:
+            self.guard.check_ratio(step, sums.get("policy/engine_ratio_mean", 0.0), tokens, self.device)
+        if self.guard.is_bad(loss, norm):
+            self.guard.skip(step, self, learned, totals, algorithm, old_logps, loss=loss, norm=norm)
+            averager.add_sum("guards/skipped_updates", 1.0 if self.accelerator.is_main_process else 0.0)
+            self.weights.zero_gradients()
+            return
+        self.guard.reset()
+        averager.add_sum("guards/skipped_updates", 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.optimizer.lr * factor
+        self.optimizer.step()
+        self.weights.publish()
+        self.weights.zero_gradients()
+
+    def sample_gradient(
+        self, sample: TrainingSample, totals: StepTotals, algorithm: Algorithm, old_logps: dict[int, Tensor] | None
+    ) -> tuple[float, bool]:
+        """(loss, whether the gradient is finite) of one sample alone; leaves no gradient behind. Local to this rank."""
+        self.weights.zero_gradients()
+        packed, fields = self._prepare([sample], totals, algorithm.denominator, old_logps)
+        output = self.policy(packed, algorithm.objective(fields), elementwise=algorithm.elementwise)
+        output.loss.backward()
+        self.weights.collect_gradients()
+        finite = all(bool(master.grad.isfinite().all()) for master in self.weights.masters if master.grad is not None)
+        self.weights.zero_gradients()
+        return float(output.loss.detach()), finite
+
+    def reference_logps(self, samples: Sequence[TrainingSample]) -> list[tuple[float, ...]]:
+        """Log-probs of the completions under the reference policy: the starting checkpoint, or the base under LoRA."""
+        policy, score = self.policy, None
+        if self.reference is not None:
+            policy, score = self.reference, lambda packed: self.reference(packed).logp_N
+        return self._score(samples, score or policy.reference_logps)
+
+    @torch.no_grad()
+    def _score(
+        self, samples: Sequence[TrainingSample], score: Callable[[PackedBatch], Tensor]
+    ) -> list[tuple[float, ...]]:
+        result: list[tuple[float, ...]] = [()] * len(samples)
+        for members in self._micro_batches(samples):
+            sequences = [_sequence(samples[index]) for index in members]
+            logps = score(pack(sequences).to(self.device)).float().split([len(s.completion_ids) for s in sequences])
+            for index, values in zip(members, logps, strict=True):
+                result[index] = tuple(values.tolist())
+        return result
+
+    def _old_logps(self, samples: list[TrainingSample]) -> dict[int, Tensor]:
+        """Log-probs before the first of several updates, by id() of the sample: what the ratio is taken against."""
+        learned = [sample for sample in samples if sample.learned]
+        self.policy.eval()
+        scored = self._score(learned, lambda packed: self.policy(packed).logp_N)
+        return {id(sample): torch.tensor(values) for sample, values in zip(learned, scored, strict=True)}
+
+    def _micro_batches(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
+        return micro_batches([_sequence(sample) for sample in samples], self.config.batch.tokens_per_micro_batch)
+
+    def _prepare(
+        self,
+        samples: list[TrainingSample],
+        totals: StepTotals,
+        denominator: Denominator,
+        old_logps: dict[int, Tensor] | None,
+    ) -> tuple[PackedBatch, TokenFields]:
+        packed = pack([_sequence(sample) for sample in samples]).to(self.device)
+        lengths = torch.tensor([sample.length for sample in samples])
+        max_tokens = self.config.sampling.max_tokens
+
+        def per_token(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32).repeat_interleave(lengths).to(self.device)
+
+        def flat(values: list[tuple[float, ...]]) -> Tensor:
+            return torch.tensor([value for row in values for value in row], dtype=torch.float32, device=self.device)
+
+        references = [sample.reference_logps for sample in samples]
+        fields = TokenFields(
+            advantage_N=per_token([sample.advantage for sample in samples]),
+            weight_N=per_token([token_weight(sample.length, totals, denominator, max_tokens) for sample in samples]),
+            engine_logp_N=flat([sample.sample.logps for sample in samples]),
+            sequence_N=packed.sequence_N,
+            sequences=len(samples),
+            old_logp_N=torch.cat([old_logps[id(sample)] for sample in samples]).to(self.device) if old_logps else None,
+            reference_logp_N=flat(references) if all(r is not None for r in references) else None,
+        )
+        return packed, fields
+
+    def _group_order(self, groups: int, step: int, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, step, "minibatches", epoch))
+        return torch.randperm(groups, generator=generator).tolist()
+
+
+def _sequence(sample: TrainingSample) -> TrainingSequence:
+    return TrainingSequence(sample.sample.prompt.token_ids, sample.sample.completion_ids)
