@@ -31,7 +31,7 @@ def extract(completion: str, prompt: str | None = None) -> Extraction:
     if last_empty >= 0:
         # an instruction repeated ("put it within \boxed{}") is no answer, but one may follow it
         text = text[last_empty:]
-    return _phrase(text) or _last_number(text)
+    return _phrase(text) or _last_value(text)
 
 
 _THINK = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
@@ -146,25 +146,42 @@ def _first_value(sentence: str) -> str | None:
 _TAIL_CHARS = 400
 
 
-def _last_number(text: str) -> Extraction:
-    """The last number, with its sign; all of it where numbers are glued by commas (`1,2,3` is a list)."""
+def last_number(text: str) -> str | None:
+    """The last number, with its sign; all of it where numbers are glued by commas (`1,2,3` is a list). None without one."""
+    place = _last_number_span(text)
+    return None if place is None else place[0]
+
+
+def _last_value(text: str) -> Extraction:
+    place = _last_number_span(text)
+    if place is None:
+        return Extraction(None, "none", "no answer found")
+    number, start, end = place
+    return Extraction(_math_around(text, start, end) or number, "number", alternative=number)
+
+
+def _last_number_span(text: str) -> tuple[str, int, int] | None:
+    """The last number, and the places of its first and last digit."""
     position = len(text) - 1
     while position >= 0 and not ("0" <= text[position] <= "9"):
         position -= 1
     if position < 0:
-        return Extraction(None, "none", "no answer found")
+        return None
     start = position
     while start > 0 and (text[start - 1] in ".," or "0" <= text[start - 1] <= "9"):
         start -= 1
     number = text[start : position + 1].lstrip(",")
     before = text[max(0, start - _TAIL_CHARS) : start]
-    fraction = re.search(r"(-?\d+)/$", before)
+    fraction = _NUMERATOR.search(before)
     if fraction and number.isdigit():
         number, before = f"{fraction[1]}/{number}", before[: fraction.start()]
-    if before.endswith("-") and not re.search(r"[\w)\]}]\s?-$", before):
+    if before.endswith("-") and not _SUBTRACTION.search(before):
         number = "-" + number
-    segment = _math_around(text, start, position)
-    return Extraction(segment or number, "number", alternative=number)
+    return number, start, position
+
+
+_NUMERATOR = re.compile(r"(\d{1,50})/$")
+_SUBTRACTION = re.compile(r"[\w)\]}]\s?-$")
 
 
 def _math_around(text: str, start: int, end: int) -> str | None:

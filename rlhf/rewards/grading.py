@@ -48,7 +48,7 @@ def compare(answer: str, gold: str) -> Verdict:
     shown = answer if len(answer) <= SHOWN_CHARS else f"{answer[:SHOWN_CHARS]}..."
     if answer == gold:
         return Verdict("right", shown, "identical")
-    numbers = _literal(answer), _literal(gold)
+    numbers = literal(answer), literal(gold)
     if None not in numbers:
         same = numbers[0] == numbers[1]
         return Verdict("right" if same else "wrong", shown, "the same number" if same else "another number")
@@ -128,7 +128,7 @@ _UNIT_LETTER = re.compile(r"(.*[\d}])\s*([A-Za-z])(?:\^\{?[23]\}?)?")
 _LITERAL = re.compile(r"(-?)\s?\\?\$?(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d*))?\s?(?:\\?%)?\$?\.?")
 
 
-def _literal(text: str) -> str | None:
+def literal(text: str) -> str | None:
     """The canonical spelling of a plain integer or decimal of any length, or None: compared without converting it."""
     match = _LITERAL.fullmatch(text)
     if match is None or not text.isascii():
