@@ -6,7 +6,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests run first, so that a simple mistake shows in seconds; tests that need a GPU say so where there is none."""
+    """Fast tests run first, so that a simple mistake shows early; tests that need a GPU say so where there is none."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
     if shutil.which("nvidia-smi") is None:
         for item in items:
