@@ -1,4 +1,4 @@
-"""Judging completions: the math grader, its killable worker processes, and the functions that turn a verdict into a reward.
+"""Judging completions: the math grader, its killable worker processes, and the functions that turn verdicts into rewards.
 
 Names are imported on first use, so that a grading worker that needs only `grade` does not pay for the rest.
 """

@@ -1,4 +1,4 @@
-"""The tree of an answer: expressions with a value, and the structures (tuples, sets, relations, ...) built from them."""
+"""The tree of an answer: expressions with a value, and the structures (tuples, sets, relations) built from them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -30,7 +30,7 @@ class Variable(Node):
 
 @dataclass(frozen=True, slots=True)
 class PlusMinus(Node):
-    r"""The sign of the `index`-th \pm of an answer; `opposite` for \mp, which takes the other sign of the same index."""
+    r"""The sign of the `index`-th \pm of an answer; `opposite` for \mp, the other sign of the same index."""
 
     index: int
     opposite: bool = False
@@ -113,7 +113,7 @@ class Matrix(Node):
 
 @dataclass(frozen=True, slots=True)
 class Relation(Node):
-    """A chain `sides[0] operators[0] sides[1] ...` with operators among = < <= > >= != in ~ (congruent and the like)."""
+    """A chain `sides[0] operators[0] sides[1] ...`; operators: = < <= > >= != in, and ~ for congruent and the like."""
 
     sides: tuple[Node, ...]
     operators: tuple[str, ...]
@@ -213,7 +213,8 @@ def rebuild(node: Node, change: Callable[[Node], Node]) -> Node:
             value = change(value)
         elif isinstance(value, tuple):
             value = tuple(
-                change(v) if isinstance(v, Node) else tuple(map(change, v)) if isinstance(v, tuple) else v for v in value
+                change(v) if isinstance(v, Node) else tuple(map(change, v)) if isinstance(v, tuple) else v
+                for v in value
             )
         arguments.append(value)
     return type(node)(*arguments)

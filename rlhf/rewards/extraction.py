@@ -1,7 +1,7 @@
 r"""Which part of a completion is its answer.
 
-Text inside <think> does not count. Then, in this order: the last non-empty box; the last "answer is", "Answer:", "####" or
-<answer>; the last number. Everything is one linear pass, however many boxes, braces or phrases there are.
+Text inside <think> does not count. Then, in this order: the last non-empty box; the last "answer is", "Answer:",
+"####" or <answer>; the last number. Everything is one linear pass, however many boxes, braces or phrases there are.
 """
 
 import re
@@ -61,7 +61,7 @@ _UNBRACED = re.compile(r"\s{0,3}(-?\d[\d.,/]{0,40}|-?\\frac[^$\n]{1,60}|[A-Za-z]
 
 
 def _boxes(text: str) -> tuple[list[str], bool, int]:
-    """Contents of the last outermost closed box (at most one), whether a box stays open, and the end of the last empty one."""
+    """The last closed box that is not empty (a list of one or none), whether a box stays open, the end of the last empty."""
     last: tuple[int, int] | None = None
     opened: list[int | None] = []  # per open brace: where the content of its box starts, None if it opens no box
     inside = 0
@@ -79,7 +79,10 @@ def _boxes(text: str) -> tuple[list[str], bool, int]:
             start = opened.pop() if opened else None
             if start is not None:
                 inside -= 1
-                if not text[start : min(match.start(), start + 100)].strip() and not text[start : match.start()].strip():
+                if (
+                    not text[start : min(match.start(), start + 100)].strip()
+                    and not text[start : match.start()].strip()
+                ):
                     last_empty = match.end()
                 elif last is None or start < last[0] or start >= last[1]:
                     last = (start, match.start())
@@ -101,7 +104,8 @@ def _next_is_brace(text: str, position: int) -> bool:
 
 
 _PHRASE = re.compile(
-    r"answers?\s{0,3}\**\s{0,3}(?:is|are|:|=)(?![A-Za-z])|^\W{0,8}(?:final )?answer\W{0,6}$|####|<answer>", re.IGNORECASE | re.MULTILINE
+    r"answers?\s{0,3}\**\s{0,3}(?:is|are|:|=)(?![A-Za-z])|^\W{0,8}(?:final )?answer\W{0,6}$|####|<answer>",
+    re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_END = re.compile(r"</answer>|<\|", re.IGNORECASE)
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|__")
@@ -147,7 +151,7 @@ _TAIL_CHARS = 400
 
 
 def last_number(text: str) -> str | None:
-    """The last number, with its sign; all of it where numbers are glued by commas (`1,2,3` is a list). None without one."""
+    """The last number, with its sign; all of it where commas glue numbers (`1,2,3` is a list). None without one."""
     place = _last_number_span(text)
     return None if place is None else place[0]
 

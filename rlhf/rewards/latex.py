@@ -4,6 +4,7 @@ Every step is a single linear pass.
 """
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 from rlhf.rewards.limits import MAX_DEPTH, LimitExceeded, ParseError
@@ -11,7 +12,7 @@ from rlhf.rewards.units import SHORT_UNITS, SHORT_WORDS
 
 
 class Token(NamedTuple):
-    """`kind`: number, variable, word, function, constant, command, separator, symbol. `spaced`: white space came before."""
+    """`kind`: number, variable, word, function, constant, command, separator, symbol. `spaced`: behind white space."""
 
     kind: str
     text: str
@@ -22,11 +23,11 @@ _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n"
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _VULGAR = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5),
            "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8)}  # fmt: skip
-_GREEK = dict(
-    zip("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΣΦΨΩ",
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-        "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega".split(), strict=True)
-)  # fmt: skip
+_GREEK_NAMES = """
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega
+Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega
+"""
+_GREEK = dict(zip("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΣΦΨΩ", _GREEK_NAMES.split(), strict=True))
 _TRANSLATION = str.maketrans(
     {
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},
@@ -92,14 +93,17 @@ def _repeating_decimal(match: re.Match[str]) -> str:
     return f"\\frac{{{numerator}}}{{{(10 ** len(period) - 1) * 10 ** len(fixed)}}}"
 
 
-_FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch ln log exp sqrt max min "
-    "gcd lcm asin acos atan lg abs floor ceil cbrt".split()
-)
+_FUNCTION_NAMES = """
+sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch ln log exp sqrt
+max min gcd lcm asin acos atan lg abs floor ceil cbrt
+"""
+_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _SPELLINGS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}
 _BARE_CONSTANTS = {"pi": "pi", "infty": "infinity", "infinity": "infinity", "oo": "infinity"}
-_TEXT_COMMANDS = frozenset("text textbf textit textrm textsf texttt textnormal mbox hbox".split())
-_FONT_COMMANDS = frozenset("mathrm operatorname mathbf mathit mathsf mathcal mathtt mathnormal emph bm".split())
+_TEXT_COMMANDS = frozenset({"text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "hbox"})
+_FONT_COMMANDS = frozenset(
+    {"mathrm", "operatorname", "mathbf", "mathit", "mathsf", "mathcal", "mathtt", "mathnormal", "emph", "bm"}
+)
 _RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "varnothing": "emptyset", "dots": "ldots",
@@ -204,7 +208,9 @@ def _letters(run: str, spaced: bool, words_only: bool, tokens: list[Token]) -> N
     elif words_only or _is_word(run, tokens):
         tokens.append(Token("word", lower, spaced))
     else:
-        head = next((f for f in ("sin", "cos", "tan", "ln", "log", "pi") if run.startswith(f) and len(run) == len(f) + 1), "")
+        head = next(
+            (f for f in ("sin", "cos", "tan", "ln", "log", "pi") if run.startswith(f) and len(run) == len(f) + 1), ""
+        )
         if head:
             tokens.append(Token("constant", "pi", spaced) if head == "pi" else Token("function", head, spaced))
         for letter in run[len(head) :]:
@@ -219,14 +225,14 @@ def _behind_a_value(tokens: list[Token]) -> bool:
 
 
 def _is_word(run: str, before: list[Token]) -> bool:
-    """True if a run of letters is a word, not a product of variables (`xy`, `abc`) or a function and its argument (`sinx`)."""
+    """True if letters are a word, not a product of variables (`xy`, `abc`) or a function and its argument (`sinx`)."""
     if run.lower() in SHORT_UNITS and before and before[-1].kind == "number":
         return True
     if len(run) == 2:
         return run.lower() in SHORT_WORDS
     if any(run.startswith(f) and len(run) == len(f) + 1 for f in ("sin", "cos", "tan", "ln", "log", "pi")):
         return False
-    return len(run) > 4 or any(a >= b for a, b in zip(run, run[1:], strict=False))
+    return len(run) > 4 or any(a >= b for a, b in pairwise(run))
 
 
 def _times_between_numbers(tokens: list[Token]) -> list[Token]:

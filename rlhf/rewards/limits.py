@@ -5,7 +5,7 @@ MAX_ANSWER_CHARS = 4000
 MAX_LITERAL_DIGITS = 4000
 """Digits of one number inside an expression (Python itself refuses to convert more than 4,300)."""
 MAX_DEPTH = 60
-"""Nesting of groups, fractions, powers and subscripts: far below Python's recursion limit, so that any thread will do."""
+"""Nesting of groups, fractions, powers and subscripts: far below Python's recursion limit, also in a thread."""
 MAX_BITS = 32_768
 """Size of the numerator or denominator of an exact intermediate result (2004! has 19,053 bits)."""
 MAX_FACTORIAL = 3000

@@ -291,7 +291,9 @@ class Evaluator:
             return self._divide(Fraction(1), self._analytic(_RECIPROCALS[name], value, precision), precision)
         if name in ("arccot", "arcsec", "arccsc"):
             inverse = self._divide(Fraction(1), value, precision)
-            return self._analytic({"arccot": "arctan", "arcsec": "arccos", "arccsc": "arcsin"}[name], inverse, precision)
+            return self._analytic(
+                {"arccot": "arctan", "arcsec": "arccos", "arccsc": "arcsin"}[name], inverse, precision
+            )
         number = self._float(value, precision)
         if _magnitude(number) > 16:
             raise LimitExceeded(f"{name} of a number too large")
@@ -400,7 +402,7 @@ _MPC_NAMES = {
 
 @cache
 def coordinate(name: str, point: int) -> Fraction:
-    """The value of variable `name` at a point: between 1/4 and 3, odd-looking, negative at the last two points by turns."""
+    """The value of variable `name` at a point: between 1/4 and 3, at the last two points also negative."""
     digest = zlib.crc32(f"{name}@{point}".encode("utf-8", "replace"))
     value = Fraction(1, 4) + Fraction(digest % 27_011, 9_973)
     negative = point == POINTS - 1 or (point == POINTS - 2 and digest >> 20 & 1)

@@ -1,12 +1,12 @@
 r"""From tokens to the tree of an answer: a recursive-descent parser for the mathematics that answers are written in.
 
-    answer   := item ((',' | ';' | 'and' | 'or') item)*
-    item     := set (relation set)* unit?
-    set      := sum (('\cup' | '\cap' | '\setminus') sum)*
-    sum      := product (('+' | '-' | '\pm' | '\mp') product)*
-    product  := factor (('*' | '/' | nothing) factor)*
-    factor   := ('-' | '+') factor | postfix ('^' exponent)?
-    postfix  := atom ('!' | '%' | degree sign | subscript)*
+answer   := item ((',' | ';' | 'and' | 'or') item)*
+item     := set (relation set)* unit?
+set      := sum (('\cup' | '\cap' | '\setminus') sum)*
+sum      := product (('+' | '-' | '\pm' | '\mp') product)*
+product  := factor (('*' | '/' | nothing) factor)*
+factor   := ('-' | '+') factor | postfix ('^' exponent)?
+postfix  := atom ('!' | '%' | degree sign | subscript)*
 """
 
 from collections.abc import Callable
@@ -48,18 +48,21 @@ _RELATIONS = {"=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", 
 _SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
 _CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "langle": ("rangle",), "\\{": ("\\}",)}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
-_DECORATIONS = frozenset("overline bar vec hat widehat overrightarrow overleftrightarrow underline tilde overarc dot".split())
-_NAMED_SETS = {"R": "real numbers"}
-_GREEK_OR_SIGN = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi "
-    "varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell angle triangle hbar odot circledast clubsuit "
-    "diamondsuit heartsuit spadesuit star square square aleph nabla partial".split()
+_DECORATIONS = frozenset(
+    {"overline", "bar", "vec", "hat", "widehat", "overrightarrow", "overleftrightarrow", "underline", "tilde", "dot"}
 )
+_NAMED_SETS = {"R": "real numbers"}
+_LETTER_COMMANDS = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi
+varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell angle triangle hbar odot clubsuit diamondsuit
+heartsuit spadesuit star square aleph nabla partial
+"""
+_GREEK_OR_SIGN = frozenset(_LETTER_COMMANDS.split())
 _LABEL_ENDS = frozenset({"is", "are", "be", "equals", "equal"})
 
 
 def parse(text: str, grouping: bool = True) -> Node:
-    """The tree of an answer. Raises `ParseError` if it is not read as mathematics, `LimitExceeded` if it is too large."""
+    """The tree of an answer. Raises `ParseError` if it is not read here, `LimitExceeded` if it is too large."""
     if len(text) > MAX_ANSWER_CHARS:
         raise LimitExceeded(f"an answer of {len(text)} characters; at most {MAX_ANSWER_CHARS} are read")
     tokens = tokenize(clean(text), grouping)
@@ -261,7 +264,11 @@ class _Parser:
     def juxtaposed(self, before: list[Node]) -> Node:
         """The next factor of an implicit product; an integer before a numeric fraction makes a mixed number."""
         whole, token, spaced = before[-1], self.token, self.token.spaced
-        mixed = isinstance(whole, Number) and whole.value.denominator == 1 and self.tokens[self.position - 1].kind == "number"
+        mixed = (
+            isinstance(whole, Number)
+            and whole.value.denominator == 1
+            and self.tokens[self.position - 1].kind == "number"
+        )
         if token.kind == "number":
             if mixed and spaced and self.ahead().text == "/" and self.ahead(2).kind == "number":
                 fraction = Divide(self.postfix(), self.number_after_slash())
@@ -322,7 +329,7 @@ class _Parser:
         return False
 
     def script(self) -> Node:
-        """An exponent or subscript: a brace group, or one signed token as in TeX (`x^12` in TeX is x^1 2; people mean 12)."""
+        """An exponent or subscript: a brace group, or one signed value (`x^12` is x^1 2 in TeX; people mean 12)."""
         if self.token.text == "{":
             return self.group()
         sign = self.accept("-", "+")

@@ -5,6 +5,7 @@ module nor torch, hold no lock of a forked parent, and need no `if __name__ == "
 pool works from any thread (SIGALRM, which other graders use, works only in the main one).
 """
 
+import contextlib
 import json
 import os
 import selectors
@@ -61,8 +62,8 @@ class GraderPool:
     def map(self, tasks: Sequence[GradingTask]) -> list[Verdict]:
         """The verdicts, in the order of `tasks`.
 
-        A task past the time limit gives an ungradable verdict with `timed_out`; one whose worker dies gives an ungradable
-        verdict with the reason. Neither touches the other tasks. Calls from several threads take turns.
+        A task past the time limit gives an ungradable verdict with `timed_out`; one whose worker dies gives an
+        ungradable verdict with the reason. Neither touches the other tasks. Calls from several threads take turns.
         Raises `RuntimeError` if the pool is closed or its workers cannot be started.
         """
         with self._lock:
@@ -93,10 +94,8 @@ def _close_all(workers: "list[_Worker]") -> None:
     for worker in workers:
         worker.stdin.close()
     for worker in workers:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            pass
         worker.kill()
     workers.clear()
 
@@ -107,7 +106,7 @@ class _Worker:
     def __init__(self, function: str) -> None:
         package_root = str(Path(rlhf.__file__).resolve().parent.parent)
         paths = [package_root, *(p for p in sys.path if p)]
-        self.errors: IO[bytes] = tempfile.TemporaryFile()
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rlhf.rewards.worker", function, str(os.getpid())],
             stdin=subprocess.PIPE,

@@ -94,8 +94,8 @@ def score_countdown(completion: str, numbers: list[int], target: int) -> Verdict
 
 
 _LATEX_OPERATORS = {
-    "\\times": "*", "\\cdot": "*", "\\div": "/", "\\left": "", "\\right": "", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/",
-    "\u2212": "-", "$": "", "\\(": "", "\\)": "", "\\,": " ", "{": "(", "}": ")",
+    "\\times": "*", "\\cdot": "*", "\\div": "/", "\\left": "", "\\right": "", "\u00d7": "*", "\u00b7": "*",
+    "\u00f7": "/", "\u2212": "-", "$": "", "\\(": "", "\\)": "", "\\,": " ", "{": "(", "}": ")",
 }  # fmt: skip
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _ARITHMETIC = re.compile(r"[\d(][\d+\-*/() \t]*")
@@ -103,7 +103,7 @@ _HAS_OPERATION = re.compile(r"\d\s*\)*\s*[+\-*/]")
 
 
 def countdown_expression(completion: str) -> str | None:
-    """The expression a countdown completion offers, in plain ASCII arithmetic where it could be rewritten so; or None."""
+    """The expression a countdown completion offers, as far as possible in plain ASCII arithmetic; or None."""
     text = without_thinking(completion)
     found = extract(text)
     if found.source == "box" and found.text:

@@ -134,8 +134,10 @@ class _Comparison:
             if isinstance(one, Tuple) and isinstance(other, ListOf) and (one.opening, one.closing) == ("(", ")"):
                 return self.same_in_order(gold.items, answer.items)  # a point or list without its parentheses
         if isinstance(gold, Matrix) and isinstance(answer, Matrix):
-            return gold.kind == answer.kind and len(gold.rows) == len(answer.rows) and all(
-                map(self.same_in_order, gold.rows, answer.rows)
+            return (
+                gold.kind == answer.kind
+                and len(gold.rows) == len(answer.rows)
+                and all(map(self.same_in_order, gold.rows, answer.rows))
             )
         if isinstance(gold, Words) or isinstance(answer, Words):
             return False
@@ -179,7 +181,9 @@ class _Comparison:
 
     def same_side(self, gold: Node, answer: Node) -> bool:
         if _is_name(gold) and _is_name(answer) and not isinstance(gold, Words):
-            return gold == answer or (is_expression(gold) and is_expression(answer) and self.evaluator.equal(gold, answer))
+            return gold == answer or (
+                is_expression(gold) and is_expression(answer) and self.evaluator.equal(gold, answer)
+            )
         return self.same(gold, answer)
 
     def equivalent(self, gold: Relation, answer: Relation) -> bool:
@@ -213,7 +217,7 @@ class _Comparison:
             sides.reverse()
         if _is_name(sides[0]):
             sides = sides[1:]
-        elif not all(map(is_expression, sides)) or variables(sides[0]) and not variables(sides[-1]):
+        elif not all(map(is_expression, sides)) or (variables(sides[0]) and not variables(sides[-1])):
             return None
         value = sides[-1]
         for side in sides[:-1]:
@@ -303,7 +307,7 @@ class _Comparison:
         return None
 
     def sorted_union(self, parts: list[Tuple]) -> list[Tuple] | None:
-        """Parts in increasing order, with those that touch (`[0,1)` and `[1,2]`) joined; unsorted where ends have no order."""
+        """Parts in increasing order, those that touch (`[0,1)`, `[1,2]`) joined; as they are where ends have no order."""
         keyed = []
         for part in parts:
             ends = [None if variables(end) else self.evaluator.order(end) for end in part.items]
@@ -329,7 +333,10 @@ class _Comparison:
         for part in parts:
             low, high = (self.evaluator.order(end) for end in part.items)
             if place is not None and low is not None and high is not None and low < place < high:
-                result += [Tuple(part.opening, (part.items[0], point), ")"), Tuple("(", (point, part.items[1]), part.closing)]
+                result += [
+                    Tuple(part.opening, (part.items[0], point), ")"),
+                    Tuple("(", (point, part.items[1]), part.closing),
+                ]
             else:
                 result.append(part)
         return result
@@ -351,7 +358,10 @@ def _comparable_at_once(gold: Node, answer: Node) -> bool:
 
 def _named_values(node: ListOf | SetOf) -> tuple[Node, ...]:
     """The items; `x = 1, x = 2` gives the values of x."""
-    names = {i.sides[0] if isinstance(i, Relation) and i.operators == ("=",) and _is_name(i.sides[0]) else None for i in node.items}
+    names = {
+        i.sides[0] if isinstance(i, Relation) and i.operators == ("=",) and _is_name(i.sides[0]) else None
+        for i in node.items
+    }
     if len(names) == 1 and None not in names:
         return tuple(item.sides[1] for item in node.items)
     first = node.items[0] if node.items else None

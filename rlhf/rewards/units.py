@@ -48,15 +48,16 @@ SHORT_UNITS = frozenset(spelling for spelling in CANONICAL_UNIT if len(spelling)
 SINGLE_LETTER_UNITS = frozenset("msghLlJNWVAKCF")
 """Letters that may be a unit behind a number where the gold answer has no variable."""
 
-SHORT_WORDS = frozenset("no on or if is in of to at up us we me he am pm so be by go it my an as do".split())
+_TWO_LETTERS = "no on or if is in of to at up us we me he am pm so be by go it my an as do"
+SHORT_WORDS = frozenset(_TWO_LETTERS.split())
 """Two-letter words that are not products of two variables."""
 
-_NOT_UNITS = frozenset(
-    "or and not nor any other others another either neither both maybe perhaps possibly unknown none if unless except but "
-    "about around approximately roughly than less more least most over under between to from through up down plus minus "
-    "times divided is are was equals equal correct incorrect answer true false yes no infinite infinity undefined"
-    .split()
-)
+_CHANGES_THE_MEANING = """
+or and not nor any other others another either neither both maybe perhaps possibly unknown none if unless except but
+about around approximately roughly than less more least most over under between to from through up down plus minus
+times divided is are was equals equal correct incorrect answer true false yes no infinite infinity undefined
+"""
+_NOT_UNITS = frozenset(_CHANGES_THE_MEANING.split())
 MAX_UNIT_WORDS = 4
 _ARTICLES = frozenset({"the", "a", "an"})
 
@@ -75,7 +76,9 @@ def conflicting(unit: str, other: str) -> bool:
     return bool(unit and other) and unit != other and unit in known and other in known
 
 
-_WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname)\b")
+_WRAPPERS = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname)\b"
+)
 _NOISE = re.compile(r"[\s{}$\\.,;:!~*\"'`]+")
 
 

@@ -1,7 +1,7 @@
 """A grading worker: `python -m rlhf.rewards.worker module:function`. Reads tasks from stdin, writes verdicts to stdout.
 
-One JSON value a line: in, a list of tasks; out, one verdict for each task as soon as it is known. JSON escapes keep lone
-surrogates whole. An exception ends the process, and the parent reports it for the task at hand.
+One JSON value a line: in, a list of tasks; out, one verdict for each task as soon as it is known. JSON escapes keep
+lone surrogates whole. An exception ends the process, and the parent reports it for the task at hand.
 """
 
 import json
