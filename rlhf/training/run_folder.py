@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ class RunFolder:
         with _explained(self.path):
             for folder in (self.path, self.dumps, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
+            # A run that was killed inside a line must not have its next line glued to the torn one.
+            self.truncate_after(sys.maxsize)
             if self.config.exists() and self.config.read_text(encoding="utf-8") != config_yaml:
                 number = 1 + len(list(self.path.glob("config.before-*.yaml")))
                 os.replace(self.config, self.path / f"config.before-{number}.yaml")
@@ -87,11 +90,11 @@ class RunFolder:
 
     def append_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line: the step and its metrics. Non-finite numbers become `"nan"`, `"inf"`, `"-inf"`."""
-        self._append(self.metrics, [{"step": step, **metrics}])
+        self._append(self.metrics, [_stamped(step, metrics)])
 
     def append_evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line per evaluation: name, right, wrong, ungradable, n, accuracy, low, high, mean_tokens, truncated_share."""
-        self._append(self.evaluations, [{"step": step, **values}])
+        """One line: name, right, wrong, ungradable, n, accuracy, low, high, mean_tokens, truncated_share."""
+        self._append(self.evaluations, [_stamped(step, values)])
 
     def append_samples(self, step: int, samples: Sequence[Sample], token_ids: bool = False) -> None:
         """One line per sample, all in one write; with `token_ids` the prompt's and the completion's ids too."""
@@ -103,24 +106,25 @@ class RunFolder:
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """All whole lines in file order, non-finite numbers as floats again."""
-        return [{k: v if k == "name" else number(v) for k, v in record.items()} for record in read_lines(self.evaluations)]
+        lines = read_lines(self.evaluations)
+        return [{k: v if k == "name" else number(v) for k, v in record.items()} for record in lines]
 
     def read_samples(self) -> Iterator[dict[str, Any]]:
         """The whole lines, one at a time: the file may be larger than memory."""
         return read_lines(self.samples)
 
     def truncate_after(self, step: int) -> None:
-        """Drop lines of steps after `step`, and torn last lines, so that a resumed run's files equal an unbroken run's.
+        """Drop lines of later steps, and torn last lines, so that a resumed run's files equal an unbroken run's.
 
-        Kept lines keep their bytes. -1 drops all (a start without a checkpoint). Files are replaced atomically, so a kill
-        in here is repaired by calling it again.
+        Kept lines keep their bytes. -1 drops all (a start without a checkpoint). Files are replaced atomically, so a
+        kill in here is repaired by calling it again.
         """
         for path in (self.metrics, self.samples, self.evaluations):
             if path.exists():
                 _keep_lines(path, lambda record: record["step"] <= step)
 
     def sync(self) -> None:
-        """Force the line files to disk; call before a checkpoint, which promises that their lines up to its step exist."""
+        """Force the line files to disk; call before a checkpoint, which promises that all lines up to it exist."""
         for path in (self.metrics, self.samples, self.evaluations):
             if path.exists():
                 with _explained(path), path.open("rb") as file:
@@ -146,6 +150,12 @@ class RunFolder:
                 os.close(file)
 
 
+def _stamped(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    if values.get("step", step) != step:
+        raise ValueError(f"a line of step {step} has another step inside it: {values['step']!r}")
+    return {"step": step, **values}
+
+
 def sample_record(step: int, sample: Sample, token_ids: bool = False) -> dict[str, Any]:
     """The line of one sample in samples.jsonl."""
     verdict = sample.verdict
@@ -167,12 +177,13 @@ def sample_record(step: int, sample: Sample, token_ids: bool = False) -> dict[st
         "timed_out": verdict.timed_out if verdict else False,
     }
     if token_ids:
-        record |= {"prompt_token_ids": list(sample.prompt.token_ids), "completion_token_ids": list(sample.completion_ids)}
+        record["prompt_token_ids"] = list(sample.prompt.token_ids)
+        record["completion_token_ids"] = list(sample.completion_ids)
     return record
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON types: non-finite floats as strings, numpy and torch scalars as numbers. TypeError for the rest."""
+    """`value` as JSON types: non-finite floats as strings, numpy and torch scalars as numbers; else TypeError."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -192,7 +203,7 @@ def number(value: Any) -> Any:
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """One line of UTF-8 JSON. A lone surrogate in a model's text becomes its JSON escape and survives the round trip."""
+    """One line of UTF-8 JSON. A lone surrogate in a model's text becomes its JSON escape and is read back as it was."""
     return json.dumps(plain(record), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
@@ -236,7 +247,8 @@ def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}, line {index} is damaged ({error}): restore the file or remove the line") from error
+                message = f"{path}, line {index} is damaged ({error}): restore the file or remove the line"
+                raise ValueError(message) from error
             yield line, record
 
 
@@ -253,6 +265,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         place = next(p for p in (path, *path.absolute().parents) if p.exists())
         free = shutil.disk_usage(place).free
-        remedy = "free some space and resume the run" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see the reason"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space, then resume the run" if full else "check the path, its permissions and its disk"
         message = f"cannot write {path}: {error.strerror or error} ({free / 2**20:,.0f} MiB free there); {remedy}"
         raise RunFolderError(error.errno or errno.EIO, message, str(path)) from error

@@ -29,7 +29,7 @@ def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, flo
 def difference_interval(
     before_successes: int, before_n: int, after_successes: int, after_n: int, z: float = Z_95
 ) -> tuple[float, float]:
-    """Interval of (after - before), two independent proportions: Newcombe 1998, Statistics in Medicine 17:873, method 10.
+    """Interval of after - before for two independent proportions (Newcombe 1998, Stat. Med. 17:873, method 10).
 
     Two evaluations of the same prompts are positively correlated, so for them the interval is rather too wide than too
     narrow. Raises ValueError like `wilson_interval`.

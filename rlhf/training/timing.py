@@ -11,8 +11,8 @@ class PhaseTimer:
     """Accumulates wall seconds by phase between two resets.
 
     `with timer.phase("generate"): ...` may be entered many times per step; a phase inside another counts in both.
-    `synchronize_cuda` waits for the device at the borders of each phase, so that queued kernels are charged to the phase
-    that launched them; it costs overlap, so it is off unless asked for.
+    `synchronize_cuda` waits for the device at the borders of each phase, so that queued kernels are charged to the
+    phase that launched them; it costs overlap, so it is off unless asked for.
     """
 
     def __init__(self, synchronize_cuda: bool = False, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -41,7 +41,8 @@ class PhaseTimer:
 
     def metrics(self) -> dict[str, float]:
         """`time/<phase>` for every phase, and `time/step`: all seconds since the last reset."""
-        return {f"time/{name}": value for name, value in self._seconds.items()} | {"time/step": self._now() - self._start}
+        phases = {f"time/{name}": value for name, value in self._seconds.items()}
+        return phases | {"time/step": self._now() - self._start}
 
     def _now(self) -> float:
         if self._synchronize:
