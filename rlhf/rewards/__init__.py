@@ -1,4 +1,4 @@
-"""Judging completions: the math grader, its killable worker processes, and the functions that turn verdicts into rewards.
+"""Judging completions: the math grader, its killable worker processes, and the reward functions.
 
 Names are imported on first use, so that a grading worker that needs only `grade` does not pay for the rest.
 """

@@ -1,7 +1,7 @@
 """The tree of an answer: expressions with a value, and the structures (tuples, sets, relations) built from them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 
 
@@ -161,8 +161,8 @@ ONE, MINUS_ONE, ZERO = Number(Fraction(1)), Number(Fraction(-1)), Number(Fractio
 
 def children(node: Node) -> Iterator[Node]:
     """The nodes directly below `node`."""
-    for field in fields(node):
-        value = getattr(node, field.name)
+    for name in node.__slots__:
+        value = getattr(node, name)
         if isinstance(value, Node):
             yield value
         elif isinstance(value, tuple):
@@ -207,8 +207,8 @@ def subtract(left: Node, right: Node) -> Node:
 def rebuild(node: Node, change: Callable[[Node], Node]) -> Node:
     """`node` with `change` applied to each node directly below it."""
     arguments = []
-    for field in fields(node):
-        value = getattr(node, field.name)
+    for name in node.__slots__:
+        value = getattr(node, name)
         if isinstance(value, Node):
             value = change(value)
         elif isinstance(value, tuple):

@@ -61,7 +61,7 @@ _UNBRACED = re.compile(r"\s{0,3}(-?\d[\d.,/]{0,40}|-?\\frac[^$\n]{1,60}|[A-Za-z]
 
 
 def _boxes(text: str) -> tuple[list[str], bool, int]:
-    """The last closed box that is not empty (a list of one or none), whether a box stays open, the end of the last empty."""
+    """The last closed box with content (a list of one or none), whether a box stays open, the end of the last empty."""
     last: tuple[int, int] | None = None
     opened: list[int | None] = []  # per open brace: where the content of its box starts, None if it opens no box
     inside = 0
@@ -93,7 +93,7 @@ def _boxes(text: str) -> tuple[list[str], bool, int]:
                 last = (bare.start(1), bare.end(1))
             elif not _next_is_brace(text, pending):
                 unclosed = True
-    box = text[last[0] : last[1]].strip(" .,") if last else ""
+    box = text[last[0] : last[1]].strip() if last else ""
     return ([box] if box else []), unclosed or inside > 0, last_empty
 
 
@@ -120,9 +120,10 @@ def _phrase(text: str) -> Extraction | None:
     if last is None:
         return None
     tail = text[last.end() : last.end() + _PHRASE_CHARS]
-    tail = tail.lstrip(" \t\r\n:*=_>")
-    if tail.startswith("-") and tail[1:2].isspace():
-        tail = tail[1:].lstrip()
+    stripped = tail.lstrip(" \t\r\n:*=_>")
+    if stripped.startswith("- ") and "\n" in tail[: len(tail) - len(stripped)]:
+        stripped = stripped[1:].lstrip()  # an item of a list, not a minus sign
+    tail = stripped
     end = _ANSWER_END.search(tail)
     if end:
         tail = tail[: end.start()]
@@ -175,7 +176,7 @@ def _last_number_span(text: str) -> tuple[str, int, int] | None:
     while start > 0 and (text[start - 1] in ".," or "0" <= text[start - 1] <= "9"):
         start -= 1
     number = text[start : position + 1].lstrip(",")
-    before = text[max(0, start - _TAIL_CHARS) : start]
+    before = text[max(0, start - _TAIL_CHARS) : start].replace("\u2212", "-")
     fraction = _NUMERATOR.search(before)
     if fraction and number.isdigit():
         number, before = f"{fraction[1]}/{number}", before[: fraction.start()]
@@ -185,7 +186,7 @@ def _last_number_span(text: str) -> tuple[str, int, int] | None:
 
 
 _NUMERATOR = re.compile(r"(\d{1,50})/$")
-_SUBTRACTION = re.compile(r"[\w)\]}]\s?-$")
+_SUBTRACTION = re.compile(r"(?:[\d)\]}]\s?|[^\W\d])-$")
 
 
 def _math_around(text: str, start: int, end: int) -> str | None:

@@ -125,7 +125,7 @@ def _value(node: Node) -> Node:
 
 _PLAIN_GROUPS = re.compile(r"\d,\d{3}")
 _UNIT_LETTER = re.compile(r"(.*[\d}])\s*([A-Za-z])(?:\^\{?[23]\}?)?")
-_LITERAL = re.compile(r"(-?)\s?\\?\$?(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d*))?\s?(?:\\?%)?\$?\.?")
+_LITERAL = re.compile(r"(-?)\s?\\?\$?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.(\d*))?\s?(?:\\?%)?\$?\.?")
 
 
 def literal(text: str) -> str | None:

@@ -54,10 +54,14 @@ _NOT_DIGITS = re.compile(r"[^\d]+")
 _DOLLAR = re.compile(r"\\?\$")
 _DROPPED = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|displaystyle|textstyle|limits|"
-    r"boldsymbol|boxed|fbox|bf|rm|it|nolimits|mathstrut|strut)(?![A-Za-z])"
+    r"boldsymbol|boxed|fbox|bf|rm|it|nolimits|mathstrut|strut|underline|checkmark|therefore|blacksquare)(?![A-Za-z])"
 )
 _EMPTY_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
-_PHANTOM = re.compile(r"\\(?:phantom|hphantom|vphantom|color|label|tag|vspace|hspace)\*?\{[^{}]*\}")
+_PHANTOM = re.compile(r"\\(?:phantom|hphantom|vphantom|color|textcolor|label|tag|vspace|hspace)\*? ?\{[^{}]*\}")
+_ORDINAL = re.compile(
+    r"(?<=\d) ?(?:\^ ?\{ ?(?:\\(?:text|textrm|mathrm) ?\{ ?(?:st|nd|rd|th) ?\}|(?:st|nd|rd|th)) ?\}"
+    r"|\\(?:text|textrm|mathrm) ?\{ ?(?:st|nd|rd|th) ?\}|(?:st|nd|rd|th)(?![A-Za-z]))"
+)
 _SPACES = re.compile(r"\\[,;:! >]|~|\\(?:quad|qquad|thinspace|enspace|space)(?![A-Za-z])")
 _TRAILING_TEXT = re.compile(r"\\text ?\{ ?[.,;]? ?\}$")
 _REPEATING = re.compile(r"(\d{0,50})\.(\d{0,50})\\(?:overline|bar) ?(?:\{(\d{1,50})\}|(\d))")
@@ -74,15 +78,21 @@ def clean(text: str) -> str:
     text = _EMPTY_DELIMITER.sub(" ", text)
     text = _DROPPED.sub(" ", text)
     text = _PHANTOM.sub(" ", text)
+    text = _ORDINAL.sub("", text)
     text = text.replace("\\(", " ").replace("\\)", " ").replace("\\[", " ").replace("\\]", " ")
     # `\\` (a new row of a matrix) must not be taken for the start of a spacing command
     text = _SPACES.sub(" ", text.replace("\\\\", "\x01")).replace("\x01", " \\\\ ")
     text = _REPEATING.sub(_repeating_decimal, " ".join(text.split()))
-    while (shorter := _TRAILING_TEXT.sub("", text.rstrip(" .,;"))) != text:
+    while (shorter := _TRAILING_TEXT.sub("", _without_final_dot(text))) != text:
         text = shorter
     if _GROUPED_BLANK.fullmatch(text):
         text = text.replace(" ", "")
     return text
+
+
+def _without_final_dot(text: str) -> str:
+    """Without the punctuation of the sentence around it; dots that say "and so on" stay."""
+    return text.rstrip(" .,;\\") if not text.endswith("..") else text
 
 
 def _repeating_decimal(match: re.Match[str]) -> str:

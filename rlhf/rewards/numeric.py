@@ -60,6 +60,7 @@ class Evaluator:
 
     def __init__(self) -> None:
         self.work = MAX_WORK
+        self.real_only = False
 
     def spend(self, amount: int) -> None:
         self.work -= amount
@@ -182,6 +183,8 @@ class Evaluator:
             # the real odd root, as school has it: (-8)^(1/3) = -2
             size = self._float_power(self._multiply(base, Fraction(-1), precision), exponent, precision)
             return self._multiply(size, Fraction(-1 if exponent.numerator % 2 else 1), precision)
+        if self.real_only and exponent.denominator > 1 and _is_negative(base):
+            raise Undefined("an even root of a negative number, among real numbers")
         return self._float_power(base, exponent, precision)
 
     def _integer_power(self, base: Fraction, exponent: int) -> Fraction:
@@ -235,7 +238,7 @@ class Evaluator:
         if _magnitude(shifted) > 10:
             raise LimitExceeded("a factorial too large to compute")
         self.spend(20 * FLOAT_COST)
-        return _mp().mpc_gamma(shifted, precision, "n")
+        return _call("mpc_gamma", shifted, precision)
 
     def _binomial(self, n: Value, k: Value, precision: int) -> Value:
         if not (isinstance(k, Fraction) and k.denominator == 1 and isinstance(n, Fraction)):
@@ -277,16 +280,17 @@ class Evaluator:
         return Fraction(mp.to_int((mp.mpf_floor if name == "floor" else mp.mpf_ceil)(value[0], precision, "n")))
 
     def _analytic(self, name: str, value: Value, precision: int) -> Value:
-        mp = _mp()
         if _is_zero(value) and name in ("sin", "tan", "arcsin", "arctan", "sinh", "tanh"):
             return Fraction(0)
         if name == "ln":
             if _is_zero(value):
                 raise Undefined("the logarithm of zero")
+            if self.real_only and _is_negative(value):
+                raise Undefined("the logarithm of a negative number, among real numbers")
             if value == 1:
                 return Fraction(0)
             self.spend(4 * FLOAT_COST)
-            return mp.mpc_log(self._float(value, precision), precision, "n")
+            return _call("mpc_log", self._float(value, precision), precision)
         if name in _RECIPROCALS:
             return self._divide(Fraction(1), self._analytic(_RECIPROCALS[name], value, precision), precision)
         if name in ("arccot", "arcsec", "arccsc"):
@@ -298,7 +302,7 @@ class Evaluator:
         if _magnitude(number) > 16:
             raise LimitExceeded(f"{name} of a number too large")
         self.spend(4 * FLOAT_COST)
-        return _checked(getattr(mp, _MPC_NAMES[name])(number, precision, "n"))
+        return _call(_MPC_NAMES[name], number, precision)
 
     def equal(self, a: Node, b: Node) -> bool:
         """True if two expressions have the same value, at every probed point where `a` is defined and real.
@@ -325,10 +329,13 @@ class Evaluator:
 
     def _equal_at(self, a: Node, b: Node, point: int, only_real: bool) -> bool | None:
         """None where `a` is undefined (or not real, if it has to be): the point says nothing."""
+        self.real_only = only_real
         try:
             left = self.evaluate(a, point, PRECISIONS[0])
         except Undefined:
             return None
+        finally:
+            self.real_only = False
         if only_real and not _is_real(left):
             return None
         try:
@@ -407,6 +414,17 @@ def coordinate(name: str, point: int) -> Fraction:
     value = Fraction(1, 4) + Fraction(digest % 27_011, 9_973)
     negative = point == POINTS - 1 or (point == POINTS - 2 and digest >> 20 & 1)
     return -value if negative else value
+
+
+def _call(name: str, argument: tuple[Any, Any], precision: int) -> tuple[Any, Any]:
+    try:
+        return _checked(getattr(_mp(), name)(argument, precision, "n"))
+    except (ZeroDivisionError, OverflowError) as error:
+        raise Undefined(f"{name} has no value: {error}") from error
+    except ValueError as error:
+        if isinstance(error, (Undefined, LimitExceeded)):
+            raise
+        raise Undefined(f"{name} has a pole: {error}") from error
 
 
 def _magnitude(value: tuple[Any, Any]) -> float:

@@ -131,6 +131,8 @@ class _Parser:
 
     def answer(self) -> Node:
         node = self.listing()
+        if self.accept("over"):
+            node = Divide(node, self.set_expression())
         if self.token is not _END:
             raise ParseError(f"{self.token.text!r} not expected here")
         return node
@@ -155,7 +157,7 @@ class _Parser:
             return self.after_words()
         if self.accept("ldots"):
             return Ellipsis()
-        self.accept("approx")
+        self.accept("approx", "=")
         return self.with_unit(self.relation(self.set_expression()))
 
     def after_words(self) -> Node:

@@ -307,7 +307,7 @@ class _Comparison:
         return None
 
     def sorted_union(self, parts: list[Tuple]) -> list[Tuple] | None:
-        """Parts in increasing order, those that touch (`[0,1)`, `[1,2]`) joined; as they are where ends have no order."""
+        """Parts in increasing order, those that touch (`[0,1)`, `[1,2]`) joined; unsorted where ends have no order."""
         keyed = []
         for part in parts:
             ends = [None if variables(end) else self.evaluator.order(end) for end in part.items]
