@@ -104,9 +104,10 @@ def _next_is_brace(text: str, position: int) -> bool:
 
 
 _PHRASE = re.compile(
-    r"answers?\s{0,3}\**\s{0,3}(?:is|are|:|=)(?![A-Za-z])|^\W{0,8}(?:final )?answer\W{0,6}$|####|<answer>",
-    re.IGNORECASE | re.MULTILINE,
+    r"answers?\s{0,3}\**\s{0,3}(?:is|are|:|=)(?![A-Za-z])|answer(?P<heading>[^\w\n]{0,6}\n)|####|<answer>",
+    re.IGNORECASE,
 )
+_HEADING_START = re.compile(r"\W*(?:final )?$", re.IGNORECASE)
 _ANSWER_END = re.compile(r"</answer>|<\|", re.IGNORECASE)
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|__")
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
@@ -116,7 +117,8 @@ _PHRASE_CHARS = 2000
 def _phrase(text: str) -> Extraction | None:
     last = None
     for match in _PHRASE.finditer(text):
-        last = match
+        if match["heading"] is None or _starts_line(text, match.start()):
+            last = match
     if last is None:
         return None
     tail = text[last.end() : last.end() + _PHRASE_CHARS]
@@ -133,6 +135,13 @@ def _phrase(text: str) -> Extraction | None:
     if not sentence:
         return Extraction(None, "none", "no answer found behind the answer phrase")
     return Extraction(sentence, "phrase", alternative=_first_value(sentence))
+
+
+def _starts_line(text: str, position: int) -> bool:
+    """True if only signs and "final" stand before `position` in its line."""
+    before = text[max(0, position - 20) : position]
+    line = before.rpartition("\n")[2]
+    return ("\n" in before or len(before) < 20) and _HEADING_START.match(line) is not None
 
 
 _NUMBER = re.compile(r"(?<![\w.)\]}-])-\s?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\.\d+")

@@ -11,7 +11,7 @@ from rlhf.rewards.limits import MAX_ANSWER_CHARS, LimitExceeded, ParseError, Und
 from rlhf.rewards.numeric import Evaluator
 from rlhf.rewards.parser import parse
 from rlhf.rewards.structure import same_answer
-from rlhf.rewards.units import SINGLE_LETTER_UNITS, plain_words
+from rlhf.rewards.units import SINGLE_LETTER_UNITS, is_words, plain_words
 
 SHOWN_CHARS = 200
 """Longest answer quoted in a verdict."""
@@ -74,7 +74,7 @@ def _same(answer: str, gold: str) -> tuple[bool, str]:
     if isinstance(gold_tree, LimitExceeded):
         raise _UnreadableGold(str(gold_tree))
     if isinstance(gold_tree, ParseError):
-        if _WORDS_ONLY.fullmatch(plain_words(gold)):
+        if is_words(gold):
             return False, "other words"
         raise _UnreadableGold(str(gold_tree))
     try:
@@ -92,9 +92,6 @@ def _same(answer: str, gold: str) -> tuple[bool, str]:
         except ParseError as error:
             return False, f"the answer is not comparable ({error})"
     return False, "not equal"
-
-
-_WORDS_ONLY = re.compile(r"[^\W\d_]+(?:[ \-'][\w\-']+)*")
 
 
 @lru_cache(maxsize=4096)

@@ -82,6 +82,15 @@ _WRAPPERS = re.compile(
 _NOISE = re.compile(r"[\s{}$\\.,;:!~*\"'`]+")
 
 
+_WORDS = re.compile(r"[^\W\d_]+(?:[ \-'/][\w\-'/]+)*")
+_MATHEMATICS = re.compile(r"\\[A-Za-z]|[\^_=<>]")
+
+
+def is_words(text: str) -> bool:
+    """True if an answer is words and no mathematics, however it is wrapped."""
+    return _MATHEMATICS.search(_WRAPPERS.sub("", text)) is None and _WORDS.fullmatch(plain_words(text)) is not None
+
+
 def plain_words(text: str) -> str:
     """Text for comparison as words: no LaTeX wrappers, case, punctuation, surrounding parentheses or articles."""
     words = _NOISE.sub(" ", _WRAPPERS.sub(" ", text)).casefold().strip()
