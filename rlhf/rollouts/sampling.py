@@ -1,5 +1,6 @@
 """Drawing tokens: the random numbers belong to the sample (seed, position), the draw inverts the cumulative distribution."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,13 @@ def uniforms(seed: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
 
+def uniform_stream(seed: int) -> Iterator[float]:
+    """The numbers of `uniforms(seed, ...)` one by one, without end."""
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    while True:
+        yield generator.random()
+
+
 def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: SamplingConfig) -> Draw:
     """One token a row from softmax(logits / temperature), truncated by top_k, then top_p, and renormalised.
 
@@ -42,11 +50,19 @@ def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: SamplingCon
         token_B = logits_BV.argmax(-1)
         return Draw(token_B, logits_BV.log_softmax(-1).gather(-1, token_B[:, None]).squeeze(-1))
     logits_BV = truncate(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p)
+    token_B, log_normaliser_B = draw_from_logits(logits_BV, uniform_B)
+    return Draw(token_B, logits_BV.gather(-1, token_B[:, None]).squeeze(-1) - log_normaliser_B)
+
+
+def draw_from_logits(logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token_B, log_normaliser_B) of softmax(logits): a token a row, and what to subtract from a logit for its log-prob.
+
+    `logits_BV`: float32, -inf for tokens never to be drawn. `uniform_B`: float64 in [0, 1).
+    """
     maximum_B1 = logits_BV.amax(-1, keepdim=True)
     weight_BV = (logits_BV - maximum_B1).exp_()
     token_B, total_B = _invert_cdf(weight_BV, uniform_B.to(weight_BV.device))
-    logp_B = logits_BV.gather(-1, token_B[:, None]).squeeze(-1) - maximum_B1.squeeze(-1) - total_B.log().float()
-    return Draw(token_B, logp_B)
+    return token_B, maximum_B1.squeeze(-1) + total_B.log().float()
 
 
 def truncate(logits_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

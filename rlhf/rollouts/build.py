@@ -1,0 +1,60 @@
+"""From configuration to a running engine."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.config.model import ModelConfig
+from rlhf.config.rollouts import EngineConfig, SamplingConfig, TransformersEngineConfig
+from rlhf.models.embedded import resolve_model_path
+from rlhf.rollouts.engine import Engine
+from rlhf.rollouts.transformers_engine import TransformersEngine
+from rlhf.rollouts.vllm_engine import VllmEngine
+
+
+def build_engine(
+    engine_config: EngineConfig,
+    model_config: ModelConfig,
+    sampling: SamplingConfig,
+    *,
+    max_prompt_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    log_file: Path | None = None,
+) -> Engine:
+    """The engine that `engine_config.type` names, holding the checkpoint's weights as version 0.
+
+    `seed` must differ by rank; samples do not depend on it. `log_file` receives vLLM's log.
+    Raises ValueError where `engine.max_model_len` does not hold a prompt and its completion.
+    """
+    path = resolve_model_path(model_config.path)
+    dtype_name = model_config.dtype if engine_config.dtype == "auto" else engine_config.dtype
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    if isinstance(engine_config, TransformersEngineConfig):
+        return TransformersEngine(
+            path,
+            config=engine_config,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            revision=model_config.revision,
+            trust_remote_code=model_config.trust_remote_code,
+        )
+    needed = max_prompt_tokens + sampling.max_tokens
+    max_model_len = engine_config.max_model_len or needed
+    if max_model_len < needed:
+        raise ValueError(
+            f"engine.max_model_len {max_model_len} is less than max_prompt_tokens {max_prompt_tokens} + "
+            f"sampling.max_tokens {sampling.max_tokens} = {needed}: raise it or leave it out"
+        )
+    return VllmEngine(
+        path,
+        config=engine_config,
+        max_model_len=max_model_len,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        seed=seed,
+        revision=model_config.revision,
+        trust_remote_code=model_config.trust_remote_code,
+        log_file=log_file,
+    )

@@ -1,0 +1,269 @@
+"""Completions by vLLM in this process, on CUDA or CPU, with weights updated in place."""
+
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.config.rollouts import SamplingConfig, VllmEngineConfig
+from rlhf.data.types import Sample
+from rlhf.rollouts.engine import EngineError, Request
+from rlhf.rollouts.process_state import preserved_process_state
+from rlhf.rollouts.stop_tokens import resolve_stop_token_ids
+from rlhf.rollouts.vllm_cpu import adapt_vllm_to_cpu, forget_random_streams, import_vllm, packed_layers
+from rlhf.rollouts.vllm_weights import load_in_place, tensors_by_hf_name
+from rlhf.rollouts.weights import tensor_checksum
+
+# below this vLLM rounds a temperature up without an error
+SMALLEST_TEMPERATURE = 0.01
+# tokens of one forward: a prompt is never split, see `_start`
+MAX_BATCHED_TOKENS = 8192
+# the smallest block of vLLM's CPU attention; the default of 128 would share no prefix of a short prompt
+CPU_BLOCK_SIZE = 32
+LOG_TAIL = 30
+
+# read by vLLM when it is imported or when an engine starts
+FORCED_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+DEFAULT_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM would pin this process, learner included, to a part of the cores
+    "VLLM_CONFIGURE_LOGGING": "0",  # its log goes to `log_file` and into errors; 1 sends it to the console instead
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class VllmEngine:
+    """Implements `Engine` with `vllm.LLM` in this process.
+
+    `model_path`: a folder or hub id. `max_model_len`: longest prompt + completion in tokens. `dtype`: precision of weights
+    and compute. `seed`: of vLLM's global generators only; every sample has its own. `log_file`: vLLM's log is appended to it.
+    Torch's default dtype, grad mode, threads and random states are afterwards as they were before.
+    Raises ModuleNotFoundError or ImportError where vLLM is missing or of an untested version, EngineError where it does not
+    start.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        config: VllmEngineConfig,
+        max_model_len: int,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        seed: int,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        log_file: Path | None = None,
+    ) -> None:
+        os.environ.update(FORCED_ENVIRONMENT)
+        for name, value in DEFAULT_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self.version = 0
+        self._dead: str | None = None
+        self._log: deque[str] = deque(maxlen=LOG_TAIL)
+        arguments: dict[str, Any] = {
+            "model": model_path,
+            "tokenizer": model_path,
+            "skip_tokenizer_init": True,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "dtype": str(dtype).removeprefix("torch."),
+            "seed": seed % 2**31,
+            "max_model_len": max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "max_num_batched_tokens": max(max_model_len, MAX_BATCHED_TOKENS),
+            "enforce_eager": config.enforce_eager,
+            "enable_prefix_caching": True,
+            # a split prompt rewinds the sample's generator by a count of draws, which only CUDA generators have
+            "enable_chunked_prefill": False,
+            # neither default sampling settings nor stop tokens from the checkpoint
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",
+            "use_tqdm_on_load": False,
+        }
+        with preserved_process_state():
+            self._llm = self._start(config, arguments, log_file)
+
+    def _start(self, config: VllmEngineConfig, arguments: dict[str, Any], log_file: Path | None) -> Any:
+        vllm = import_vllm()
+        from vllm.platforms import current_platform
+
+        self._handlers = _collect_log(self._log, log_file)
+        if current_platform.is_cpu():
+            adapt_vllm_to_cpu()
+            arguments |= {
+                "kv_cache_memory_bytes": int(config.cpu_kv_cache_gib * 2**30),
+                "block_size": CPU_BLOCK_SIZE,
+            }
+        else:
+            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            # one engine a rank on the rank's own device, in the process group that is there
+            arguments["distributed_executor_backend"] = "external_launcher"
+        try:
+            return vllm.LLM(**arguments)
+        except Exception as error:
+            self._dead = "it did not start"
+            raise self._error("vLLM did not start", error) from error
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
+        """See `Engine.generate`; the result is a function of the weights and the requests, up to float rounding of the batch.
+
+        Raises ValueError for a prompt that leaves no room for `max_tokens`, EngineError when the engine is or goes dead.
+        """
+        self._check_alive()
+        if not requests:
+            return []
+        self._check_lengths(requests, sampling)
+        stop_token_ids = sorted(resolve_stop_token_ids(sampling.stop_token_ids, self.tokenizer))
+        prompts = [{"prompt_token_ids": list(request.prompt.token_ids)} for request in requests]
+        parameters = [self._sampling_parameters(request, sampling, stop_token_ids) for request in requests]
+        try:
+            # a prefix cached by an earlier call would change this call's rounding, and with it now and then a token
+            self._llm.reset_prefix_cache()
+            forget_random_streams()
+            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        except Exception as error:
+            self._dead = "an earlier generation failed"
+            raise self._error("vLLM failed while generating", error) from error
+        return [self._sample(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
+
+    def _sampling_parameters(self, request: Request, sampling: SamplingConfig, stop_token_ids: list[int]) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=1,
+            seed=request.seed,
+            max_tokens=sampling.max_tokens,
+            min_tokens=0,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=0.0,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+            repetition_penalty=1.0,
+            stop=None,
+            stop_token_ids=stop_token_ids,
+            ignore_eos=True,  # eos is among the stop tokens if it is to stop
+            logprobs=0,
+            prompt_logprobs=None,
+            detokenize=False,
+        )
+
+    def _sample(self, request: Request, output: Any) -> Sample:
+        token_ids = tuple(output.token_ids)
+        logps = tuple(position[token].logprob for position, token in zip(output.logprobs, token_ids, strict=True))
+        if not all(map(math.isfinite, logps)):
+            self._dead = "its weights hold NaN or infinity"
+            raise EngineError(
+                f"sample {request.prompt.id}/{request.index}: the logits are not finite (weights of version {self.version})"
+            )
+        if output.finish_reason not in ("stop", "length"):
+            raise EngineError(
+                f"sample {request.prompt.id}/{request.index}: vLLM ended it with {output.finish_reason!r}, "
+                f"after {len(token_ids)} tokens\n{self._log_tail()}"
+            )
+        return Sample(
+            prompt=request.prompt,
+            index=request.index,
+            completion_ids=token_ids,
+            logps=logps,
+            finish_reason=output.finish_reason,
+            policy_version=self.version,
+            seed=request.seed,
+            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+        )
+
+    def _check_lengths(self, requests: Sequence[Request], sampling: SamplingConfig) -> None:
+        if 0 < sampling.temperature < SMALLEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature {sampling.temperature}: vLLM raises it to {SMALLEST_TEMPERATURE}; "
+                "use 0 (greedy) or `engine.type: transformers`"
+            )
+        for request in requests:
+            if len(request.prompt.token_ids) + sampling.max_tokens > self.max_model_len:
+                raise ValueError(
+                    f"prompt {request.prompt.id!r} has {len(request.prompt.token_ids)} tokens; with max_tokens "
+                    f"{sampling.max_tokens} that exceeds the engine's max_model_len {self.max_model_len}: raise "
+                    "engine.max_model_len, or lower max_tokens or max_prompt_tokens"
+                )
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """See `Engine.load_weights`. Raises KeyError for missing parameters; after any error the engine refuses to
+        generate until all weights are loaded."""
+        self._check_alive(allow_mixed=True)
+        self._dead = "a weight update broke off half-way"
+        self._llm.apply_model(lambda model: load_in_place(model, weights))
+        self._llm.reset_prefix_cache()
+        self._dead = None
+        self.version = version
+
+    def checksums(self) -> dict[str, str]:
+        """See `Engine.checksums`; a tied LM head is reported under its own name too.
+
+        Raises EngineError where a layer computes with a repacked copy of its weight, whose contents cannot be checked.
+        """
+        self._check_alive()
+
+        def read(model: torch.nn.Module) -> dict[str, str]:
+            packed = packed_layers(model)
+            if packed:
+                raise EngineError(f"vLLM repacked {len(packed)} layers, e.g. {packed[:3]}: weight updates would not reach them")
+            return {name: tensor_checksum(tensor) for name, tensor in tensors_by_hf_name(model)}
+
+        return self._llm.apply_model(read)[0]
+
+    def close(self) -> None:
+        """Free the engine; idempotent."""
+        self._dead = "it is closed"
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+        for handler in self._handlers:
+            logging.getLogger("vllm").removeHandler(handler)
+            handler.close()
+        self._handlers = []
+
+    def _check_alive(self, allow_mixed: bool = False) -> None:
+        if self._dead is not None and not (allow_mixed and self._llm is not None):
+            raise EngineError(f"the vLLM engine cannot be used: {self._dead}")
+
+    def _error(self, what: str, error: Exception) -> EngineError:
+        return EngineError(f"{what}: {type(error).__name__}: {error}\n{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        return "\n".join(["the last lines of its log:", *self._log]) if self._log else "its log is empty"
+
+
+class _Tail(logging.Handler):
+    """Keeps the last lines of a log in memory, for error messages."""
+
+    def __init__(self, lines: deque[str]) -> None:
+        super().__init__()
+        self.lines = lines
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+def _collect_log(lines: deque[str], log_file: Path | None) -> list[logging.Handler]:
+    handlers: list[logging.Handler] = [_Tail(lines)]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        handlers[-1].setFormatter(handlers[0].formatter)
+    logger = logging.getLogger("vllm")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in handlers:
+        logger.addHandler(handler)
+    return handlers
