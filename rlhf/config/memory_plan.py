@@ -12,8 +12,9 @@ BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 1024**3
 # float32 numbers of optimizer state for each trained parameter
 OPTIMIZER_STATES = {"adamw": 2}
-# tokens whose logits exist at once in the streamed LM head
-HEAD_BLOCK_TOKENS = 1024
+# what the streamed LM head holds at once of logits and their gradient, and the fewest tokens it visits at once
+HEAD_BLOCK_BYTES = 48 * 2**20
+HEAD_BLOCK_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,16 @@ def memory_plan(
     model, b = config.model, BYTES[config.model.dtype]
     parameters = shape.parameters
     trained = shape.lora_parameters(model.lora.rank, model.lora.target_modules) if model.lora else parameters
-    total = parameters + (trained if model.lora else 0)
     states_share, gradients_share, weights_share = (world_size if zero_stage >= stage else 1 for stage in (1, 2, 3))
     states = OPTIMIZER_STATES[config.optimizer.type]
-    items = [_item("policy weights", total * b, weights_share, f"(P + adapters) x {b}" if model.lora else f"P x {b}")]
-    if b < 4:
+    items = [_item("policy weights", parameters * b, weights_share, f"P x {b}")]
+    if model.lora:
+        items.append(_item("adapters", trained * 4, weights_share, "T x 4 (their own float32 masters)"))
+    elif b < 4:
         items.append(_item("float32 masters", trained * 4, states_share, "T x 4"))
     items.append(_item("gradients", trained * 4, gradients_share, "T x 4"))
+    if b < 4 and not model.lora:
+        items.append(_item("gradients of a micro-batch", trained * b, gradients_share, f"T x {b}"))
     items.append(
         _item("optimizer state", trained * 4 * states, states_share, f"T x 4 x {states} ({config.optimizer.type})")
     )
@@ -76,8 +80,8 @@ def memory_plan(
     if zero_stage >= 3 and world_size > 1:
         gathered = shape.block_parameters + shape.vocabulary * shape.hidden
         items.append(_item("gathered weights", gathered * b, 1, f"(one block + LM head) x {b}"))
-    items += [_activations(config, shape, world_size, device), _head(config, shape, world_size)]
-    return MemoryPlan((*items, *_engine(config, shape, world_size, device)), total, trained)
+    items += [_activations(config, shape, world_size), _head(config, shape, world_size)]
+    return MemoryPlan((*items, *_engine(config, shape, world_size, device)), parameters, trained)
 
 
 def micro_batch_tokens(config: Any, world_size: int) -> int:
@@ -99,39 +103,35 @@ def micro_batch_tokens(config: Any, world_size: int) -> int:
     return min(most, max(config.batch.tokens_per_micro_batch, prompt + completion))
 
 
-def activation_bytes(shape: ModelShape, tokens: int, b: int, has_checkpointing: bool, attended: int = 0) -> int:
+def activation_bytes(shape: ModelShape, tokens: int, b: int, has_checkpointing: bool) -> int:
     """What autograd keeps of the decoder blocks for `tokens` tokens; `b` bytes a number, float32 inside the norms.
 
     One block keeps, for each token, 2 (4 + 2b) H for the two norms (float32 input, normalised, scaled),
     b (2 A + 2 K) for queries, keys, values and the attention's output, and 4 b I for the gated MLP, where H is the
-    hidden size, A and K the widths of queries and keys, and I the MLP's width; where attention scores are kept (no
-    fused kernel), also (b + 4 [b < 4]) bytes for each head and each of `attended` keys.
+    hidden size, A and K the widths of queries and keys, and I the MLP's width. Attention scores are not kept: packed
+    attention and fused kernels recompute them.
     With gradient checkpointing every block keeps its input, b H, and one block at a time keeps all.
     """
     block = 2 * (4 + 2 * b) * shape.hidden + b * (2 * shape.query_width + 2 * shape.kv_width + 4 * shape.intermediate)
-    block += shape.heads * attended * (b + (4 if b < 4 else 0))
     if has_checkpointing:
         return tokens * (shape.layers * b * shape.hidden + block)
     return tokens * shape.layers * block
 
 
-def _activations(config: Any, shape: ModelShape, world_size: int, device: str) -> MemoryItem:
+def _activations(config: Any, shape: ModelShape, world_size: int) -> MemoryItem:
     tokens = micro_batch_tokens(config, world_size)
-    # CUDA has fused attention; on CPU the scores of a packed batch are kept for the backward pass
-    attended = config.data.max_prompt_tokens + config.sampling.max_tokens if device == "cpu" else 0
     has_checkpointing = config.model.gradient_checkpointing
-    amount = activation_bytes(shape, tokens, BYTES[config.model.dtype], has_checkpointing, attended)
+    amount = activation_bytes(shape, tokens, BYTES[config.model.dtype], has_checkpointing)
     kept = f"{shape.layers} block inputs and 1 block" if has_checkpointing else f"{shape.layers} blocks"
     return MemoryItem("activations", amount, f"{tokens:,} tokens of one micro-batch, {kept}")
 
 
 def _head(config: Any, shape: ModelShape, world_size: int) -> MemoryItem:
-    tokens = micro_batch_tokens(config, world_size)
-    block = min(HEAD_BLOCK_TOKENS, tokens)
-    amount = 2 * 4 * block * shape.vocabulary + 2 * 4 * tokens * shape.hidden
-    return MemoryItem(
-        "LM head", amount, f"logits and their gradient of {block:,} tokens, final hidden states and theirs"
-    )
+    b, tokens = BYTES[config.model.dtype], micro_batch_tokens(config, world_size)
+    block = max(HEAD_BLOCK_BYTES, HEAD_BLOCK_TOKENS * shape.vocabulary * (8 + b))
+    # hidden states and their gradient; the head's own gradient is summed in float32 where the head is trained
+    amount = block + 2 * tokens * shape.hidden * b + (0 if config.model.lora else shape.vocabulary * shape.hidden * 4)
+    return MemoryItem("LM head", amount, "a block of logits, hidden states, float32 sum of the head's gradient")
 
 
 def _engine(config: Any, shape: ModelShape, world_size: int, device: str) -> list[MemoryItem]:
