@@ -149,8 +149,8 @@ class ProgressDisplay:
         head.add_column(no_wrap=True)
         head.add_column(ratio=1)
         head.add_column(no_wrap=True, justify="right")
-        head.add_row(f"step {self._done}/{self._total}", ProgressBar(self._total, self._done),
-                     f"{duration(time.monotonic() - self._start)} gone, eta {duration(eta) if eta is not None else '?'}")
+        clock = f"{duration(time.monotonic() - self._start)} gone, eta {duration(eta) if eta is not None else '?'}"
+        head.add_row(f"step {self._done}/{self._total}", ProgressBar(self._total, self._done), clock)
         grid = Table.grid(padding=(0, 2))
         for label, text in self._fields().items():
             value = Text(text)

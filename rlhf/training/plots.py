@@ -1,0 +1,261 @@
+"""A run's curves as inline SVG that follows the page's light or dark colours."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+Records = Sequence[Mapping[str, Any]]
+
+# Each colour is drawn as a stand-in and replaced by a variable of the page's style sheet.
+INK, MUTED, GRID, BAD = "#010101", "#020202", "#030303", "#040404"
+SERIES = tuple(f"#0505{i:02x}" for i in range(8))
+VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", BAD: "var(--bad)"} | {
+    colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)
+}
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "rlhf", "font.size": 8, "text.color": MUTED, "text.parse_math": False,
+    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.spines.left": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.6,
+    "axes.formatter.useoffset": False, "axes.axisbelow": True, "xtick.color": MUTED, "ytick.color": MUTED,
+    "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 4, "legend.frameon": False, "legend.fontsize": 8,
+    "legend.handlelength": 1.2, "lines.linewidth": 1.6, "lines.solid_capstyle": "round", "savefig.transparent": True,
+}
+AREA_BINS = 150
+"""A stacked area of more steps is averaged into this many, or the paths dominate the page's size."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart to draw: curves of metrics that share a unit."""
+
+    section: str
+    title: str
+    caption: str
+    names: Mapping[str, str]
+    """Label by metric name; a name ending in `/` stands for every metric of that section."""
+    share: bool = False
+    """Values are shares of 1, shown in percent from 0."""
+    reference: float | None = None
+    """Where a dashed line shows what the value should be."""
+    leave_out: tuple[str, ...] = field(default=())
+
+
+CHARTS = (
+    Chart("Learning", "Reward", "Weighted sum of all parts: dots are steps, the line is their running mean.",
+          {"reward/mean": "reward"}),
+    Chart("Learning", "Reward by part", "Mean of each reward function before its weight.", {"reward/": ""},
+          leave_out=("reward/mean", "reward/group_std")),
+    Chart("Learning", "Right answers while training", "Share of completions that the grader called right.",
+          {"grading/right_share": "right"}, share=True),
+    Chart("Learning", "Groups without a signal", "All completions of a prompt had the same reward: nothing to learn.",
+          {"groups/zero_signal_share": "groups"}, share=True),
+    Chart("Policy", "Entropy", "Per token, in nats. A fall to zero means the policy stopped exploring.",
+          {"policy/entropy": "entropy"}),
+    Chart("Policy", "Importance ratio", "Learner over engine (and over old policy), mean over tokens: 1 on-policy.",
+          {"policy/engine_ratio_mean": "learner / engine", "policy/ratio_mean": "new / old"}, reference=1.0),
+    Chart("Policy", "KL divergence", "Estimates in nats per token.",
+          {"policy/kl_engine": "to the engine", "policy/kl_reference": "to the reference", "policy/kl": "KL"}),
+    Chart("Policy", "Clipped tokens", "Share of tokens whose ratio left the clip range.",
+          {"policy/clip_low_share": "below", "policy/clip_high_share": "above"}, share=True),
+    Chart("Optimisation", "Gradient norm", "Before clipping.", {"gradient/norm": "norm"}),
+    Chart("Optimisation", "Learning rate", "At the last optimizer step of each step.", {"optimizer/lr": "rate"}),
+    Chart("Optimisation", "Loss", "The policy loss is not a measure of success: look at the reward.", {"loss": "loss"}),
+    Chart("Rollouts", "Completion length", "Mean tokens per completion.", {"tokens/completion_mean": "tokens"}),
+    Chart("Rollouts", "Cut off and ungradable", "Completions that hit the token limit, and those without a verdict.",
+          {"tokens/truncated_share": "cut off", "grading/ungradable_share": "ungradable"}, share=True),
+    Chart("Speed", "Throughput", "Tokens per second.", {"speed/tokens_per_second": "tokens/s"}),
+)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn chart, ready for the page."""
+
+    section: str
+    title: str
+    caption: str
+    latest: str
+    svg: str
+
+
+def draw_all(metrics: Records, evaluations: Records) -> list[Drawing]:
+    """Every chart that has data, in reading order: evaluations, `CHARTS`, time by phase."""
+    with matplotlib.rc_context(STYLE):
+        drawings = [draw_evaluations(evaluations)] if len({r["step"] for r in evaluations}) > 1 else []
+        drawings += [drawing for chart in CHARTS if (drawing := draw_curves(chart, metrics)) is not None]
+        if any(name.startswith("time/") and name != "time/step" for record in metrics for name in record):
+            drawings.append(draw_phases(metrics))
+    return drawings
+
+
+def draw_curves(chart: Chart, metrics: Records) -> Drawing | None:
+    """Dots and a running mean for each metric of the chart; None when the run has none of them."""
+    labels = _labels(chart, metrics)
+    if not labels:
+        return None
+    figure, axes = _canvas()
+    everything: list[float] = []
+    for index, (name, label) in enumerate(labels.items()):
+        steps, values = series(metrics, name)
+        finite = np.isfinite(values)
+        colour = SERIES[index % len(SERIES)]
+        axes.plot(steps[finite], values[finite], "o", color=colour, markersize=2, alpha=0.35, markeredgewidth=0)
+        axes.plot(steps, running_mean(values), color=colour, label=label)
+        if len(steps) == 1:
+            axes.plot(steps[finite], values[finite], "o", color=colour, markersize=4)
+        if not finite.all():
+            axes.plot(steps[~finite], np.zeros((~finite).sum()), "x", color=BAD, markersize=5, clip_on=False,
+                      transform=axes.get_xaxis_transform(), label=f"{label} not finite", zorder=5)
+        everything += values[finite].tolist()
+    if chart.reference is not None:
+        axes.axhline(chart.reference, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    _scale_y(axes, everything, chart.share)
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        _legend(axes)
+    latest = ""
+    if len(labels) == 1:
+        latest = f"{100 * values[-1]:.1f} %" if chart.share else f"{values[-1]:.4g}"
+    return Drawing(chart.section, chart.title, chart.caption, latest, _svg(figure))
+
+
+def draw_evaluations(evaluations: Records) -> Drawing:
+    """Accuracy by evaluation set, with 95 % intervals as bars and bands."""
+    figure, axes = _canvas()
+    names = list(dict.fromkeys(record["name"] for record in evaluations))
+    for index, name in enumerate(names):
+        records = sorted((r for r in evaluations if r["name"] == name), key=lambda r: r["step"])
+        steps = [r["step"] for r in records]
+        accuracy, low, high = (np.array([float(r[key]) for r in records]) for key in ("accuracy", "low", "high"))
+        colour = SERIES[index % len(SERIES)]
+        # Rounding may put a bound a hair on the wrong side of the value, which errorbar refuses.
+        bars = np.maximum([accuracy - low, high - accuracy], 0)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.errorbar(steps, accuracy, bars, color=colour, fmt="o-", markersize=4, elinewidth=1, capsize=2, label=name)
+    _scale_y(axes, [1.0], share=True)
+    if len(names) > 1:
+        _legend(axes)
+    latest = f"{100 * float(evaluations[-1]['accuracy']):.1f} %"
+    return Drawing("Learning", "Held-out accuracy", "Bars and bands are 95 % Wilson intervals.", latest, _svg(figure))
+
+
+def draw_phases(metrics: Records) -> Drawing:
+    """Seconds per step by phase, stacked; what no phase claims is `other`."""
+    names = list(dict.fromkeys(n for r in metrics for n in r if n.startswith("time/") and n != "time/step"))
+    steps = np.array([float(r["step"]) for r in metrics])
+    rows = np.array([[_finite(r.get(name, 0.0)) for r in metrics] for name in names])
+    total = np.array([_finite(r.get("time/step", 0.0)) for r in metrics])
+    rows = np.vstack([rows, np.maximum(total - rows.sum(axis=0), 0)])
+    labels = [name.removeprefix("time/") for name in names] + ["other"]
+    if len(steps) > AREA_BINS:
+        edges = np.linspace(0, len(steps), AREA_BINS + 1).astype(int)[:-1]
+        sizes = np.diff([*edges, len(steps)])
+        steps, rows = np.add.reduceat(steps, edges) / sizes, np.add.reduceat(rows, edges, axis=1) / sizes
+    figure, axes = _canvas()
+    colours = [SERIES[i % len(SERIES)] for i in range(len(names))] + [MUTED]
+    if len(steps) == 1:
+        axes.bar(labels, rows[:, 0], color=colours, alpha=0.8, width=0.5)
+    else:
+        axes.stackplot(steps, rows, labels=labels, colors=colours, alpha=0.8, linewidth=0)
+        axes.margins(x=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _legend(axes)
+    axes.set_ylim(bottom=0)
+    latest = f"{total.mean():.3g} s per step" if len(total) and total.any() else ""
+    return Drawing("Speed", "Time by phase", "Wall seconds of each step.", latest, _svg(figure))
+
+
+def series(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a metric, where it is given."""
+    pairs = [(float(r["step"]), float(r[name])) for r in records if isinstance(r.get(name), int | float)]
+    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over a centred window of about a tenth of the run, shrinking evenly at the ends; NaN is left out."""
+    half = len(values) // 20
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    index = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
+    low, high = index - reach, index + reach + 1
+    seen = counts[high] - counts[low]
+    return np.where(seen > 0, (sums[high] - sums[low]) / np.maximum(seen, 1), np.nan)
+
+
+def sparkline(values: Sequence[float], width: int = 120, height: int = 22) -> str:
+    """Points of an SVG polyline through the finite values, at most one per pixel."""
+    array = np.asarray(values, dtype=float)
+    array = array[np.isfinite(array)]
+    if len(array) < 2:
+        return ""
+    if len(array) > width:
+        array = np.array([chunk.mean() for chunk in np.array_split(array, width)])
+    low, span = array.min(), np.ptp(array)
+    heights = (array - low) / span if span > 0 else np.full(len(array), 0.5)
+    xs = np.linspace(1, width - 1, len(array))
+    return " ".join(f"{x:.1f},{height - 2 - y * (height - 4):.1f}" for x, y in zip(xs, heights, strict=True))
+
+
+def _labels(chart: Chart, metrics: Records) -> dict[str, str]:
+    """Label by metric name, for the metrics that the run has a number of."""
+    known = dict.fromkeys(k for r in metrics for k, v in r.items() if isinstance(v, int | float))
+    labels = {}
+    for name, label in chart.names.items():
+        if name.endswith("/"):
+            members = [k for k in known if k.startswith(name) and k not in chart.leave_out]
+            # matplotlib leaves labels that begin with an underscore out of legends.
+            labels |= {k: k.removeprefix(name).lstrip("_") or k for k in members}
+        elif name in known:
+            labels[name] = label
+    return labels
+
+
+def _finite(value: float) -> float:
+    return float(value) if math.isfinite(value) else 0.0
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.4, 2.45), layout="constrained")
+    axes = figure.subplots()
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    return figure, axes
+
+
+def _scale_y(axes: Axes, values: Sequence[float], share: bool) -> None:
+    if share:
+        top = max(values, default=1.0)
+        axes.set_ylim(0, 1.02 if top > 0.5 else max(top * 1.3, 0.05))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    elif values and min(values) > 0 and max(values) / min(values) > 1000:
+        axes.set_yscale("log")
+    elif values and math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-15):
+        # A constant has no range of its own; matplotlib's choice would print it in seven equal labels.
+        middle = values[0]
+        spread = abs(middle) * 0.5 or 1.0
+        axes.set_ylim(middle - spread, middle + spread)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.2, columnspacing=1.2,
+                labelcolor=MUTED)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg"):]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    return re.sub("|".join(VARIABLES), lambda match: VARIABLES[match.group()], svg)

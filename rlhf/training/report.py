@@ -1,0 +1,253 @@
+"""The HTML report of a run: one file without external resources, for a person who wants to trust the run or not.
+
+`python -m rlhf.training.report RUN_FOLDER` writes it again from what the folder holds.
+"""
+
+import argparse
+import heapq
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from rlhf.training.plots import draw_all, series, sparkline
+from rlhf.training.progress import duration
+from rlhf.training.run_folder import RunFolder, number, write_atomically
+from rlhf.training.statistics import difference_interval, format_share, intervals_overlap
+
+Record = Mapping[str, Any]
+
+SAMPLES_PER_GROUP = 6
+LONGEST_TEXT = 4000
+"""Characters of a prompt or completion that the report shows; the file has all of them."""
+
+KEY_SETTINGS = {
+    "checkpoint": "model.path", "compute precision": "model.dtype", "LoRA": "model.lora", "prompts": "data.type",
+    "dataset": "data.path", "level": "data.level", "algorithm": "algorithm.type", "preset": "algorithm.preset",
+    "advantage": "algorithm.advantage", "loss": "algorithm.loss", "KL coefficient": "algorithm.kl.coefficient",
+    "optimizer": "optimizer.type", "peak learning rate": "optimizer.lr", "schedule": "schedule.type",
+    "steps": "batch.steps", "prompts per step": "batch.prompts_per_step",
+    "completions per prompt": "sampling.samples_per_prompt", "longest completion": "sampling.max_tokens",
+    "temperature": "sampling.temperature", "engine": "engine.type", "seed": "run.seed",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about the run's health, with its answer in numbers."""
+
+    passed: bool
+    text: str
+
+
+def write_report(folder: RunFolder | str | Path) -> Path:
+    """Write `report.html` from the folder's files, whatever part of them exists, and return its path.
+
+    Raises FileNotFoundError when the folder holds no run, RunFolderError when the report cannot be written.
+    """
+    run = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+    if not run.used:
+        raise FileNotFoundError(f"{run.path} holds no run: expected config.yaml or metrics.jsonl in it")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(collect(run))
+    # Lone surrogates of a model's text have no UTF-8 form.
+    write_atomically(run.report, [page.encode("utf-8", "replace")])
+    return run.report
+
+
+def collect(run: RunFolder) -> dict[str, Any]:
+    """Everything the template shows; model text stays plain text here and is escaped by the template."""
+    metrics, evaluations = run.read_metrics(), run.read_evaluations()
+    config_text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
+    config = yaml.safe_load(config_text) or {}
+    drawings = draw_all(metrics, evaluations)
+    sections = dict.fromkeys(drawing.section for drawing in drawings)
+    return {
+        "title": lookup(config, "run.name") or run.path.name,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "subtitle": _subtitle(config),
+        "headline": headline(evaluations),
+        "reward": _first_and_last(metrics, "reward/mean"),
+        "tiles": _tiles(metrics, config),
+        "checks": checks(metrics, config),
+        "sections": {s: [(d, Markup(d.svg)) for d in drawings if d.section == s] for s in sections},
+        "evaluations": evaluations,
+        "samples": pick_samples(run.read_samples()),
+        "settings": _settings(config),
+        "config_text": config_text,
+        "environment": json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {},
+        "memory": json.loads(run.memory_plan.read_text(encoding="utf-8")) if run.memory_plan.exists() else None,
+        "metric_rows": _metric_rows(metrics),
+        "cut_text": lambda text: text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … (cut here)",
+        "percent": format_share, "duration": duration, "gib": lambda size: f"{size / 2**30:.2f} GiB",
+        "significant": lambda value: f"{value:.4g}" if isinstance(value, float) else str(value),
+    }
+
+
+def headline(evaluations: Sequence[Record]) -> dict[str, Any] | None:
+    """First and last line of the first evaluation set, and what their intervals allow to say."""
+    if not evaluations:
+        return None
+    records = sorted((r for r in evaluations if r["name"] == evaluations[0]["name"]), key=lambda r: r["step"])
+    before, after = records[0], records[-1]
+    result: dict[str, Any] = {"name": before["name"], "before": before, "after": None}
+    if len(records) > 1:
+        low, high = difference_interval(before["right"], before["n"], after["right"], after["n"])
+        overlap = intervals_overlap((before["low"], before["high"]), (after["low"], after["high"]))
+        result |= {"after": after, "change": after["accuracy"] - before["accuracy"], "change_low": low,
+                   "change_high": high, "overlap": overlap}
+    return result
+
+
+def checks(metrics: Sequence[Record], config: Mapping[str, Any]) -> list[Check]:
+    """What a careful reader would ask of the run, answered from its metrics; failed checks first."""
+    found = [_check_finite(metrics), _check_steps(metrics)]
+    if values := _values(metrics, "guards/skipped_updates"):
+        skipped = sum(values)
+        found.append(Check(skipped == 0, f"{skipped:g} optimizer steps skipped for a non-finite loss or gradient"))
+    if values := _values(metrics, "policy/engine_ratio_mean"):
+        gap = max(abs(v - 1) for v in values)
+        tolerance = lookup(config, "guards.ratio_tolerance") or 0.1
+        text = f"engine and learner: mean ratio within {gap:.2g} of 1 at every step (the run stops above {tolerance:g})"
+        found.append(Check(gap <= tolerance, text))
+    if values := _values(metrics, "grading/ungradable_share"):
+        mean = format_share(sum(values) / len(values))
+        text = f"ungradable completions: {mean} on average, {format_share(max(values))} in the worst step"
+        found.append(Check(max(values) <= 0.1, text))
+    if values := _values(metrics, "grading/timeouts"):
+        count = sum(values)
+        found.append(Check(count == 0, f"{count:g} grader time-outs, counted as ungradable and never as wrong"))
+    if values := _values(metrics, "tokens/truncated_share"):
+        text = f"completions cut off at the token limit: {format_share(values[-1])} in the last step"
+        found.append(Check(values[-1] <= 0.3, text))
+    if values := _values(metrics, "groups/zero_signal_share"):
+        found.append(Check(values[-1] <= 0.8, f"groups without a signal: {format_share(values[-1])} in the last step"))
+    return sorted(found, key=lambda check: check.passed)
+
+
+def pick_samples(samples: Iterable[Record]) -> dict[str, list[Record]]:
+    """A few samples worth reading, by why: first and last step, highest and lowest reward, ungradable.
+
+    One pass, holding only what is picked. Among equal rewards the latest samples win: they show what was learned.
+    """
+    first: list[Record] = []
+    last: list[Record] = []
+    ungradable: list[Record] = []
+    best: list[tuple[float, int, Record]] = []
+    worst: list[tuple[float, int, Record]] = []
+    for order, sample in enumerate(samples):
+        if not first or (sample["step"] == first[0]["step"] and len(first) < SAMPLES_PER_GROUP):
+            first.append(sample)
+        if last and sample["step"] != last[0]["step"]:
+            last = []
+        if len(last) < SAMPLES_PER_GROUP:
+            last.append(sample)
+        if sample["outcome"] == "ungradable":
+            ungradable = [*ungradable[1 - SAMPLES_PER_GROUP:], sample]
+        reward = number(sample["reward"])
+        if reward is not None and math.isfinite(reward):
+            for heap, key in ((best, reward), (worst, -reward)):
+                push = heapq.heappush if len(heap) < SAMPLES_PER_GROUP else heapq.heappushpop
+                push(heap, (key, order, sample))
+    picked = {"Last step": last, "First step": first, "Highest reward": [s for *_, s in sorted(best, reverse=True)],
+              "Lowest reward": [s for *_, s in sorted(worst, reverse=True)], "Ungradable": ungradable[::-1]}
+    return {name: group for name, group in picked.items() if group}
+
+
+def lookup(config: Any, dotted: str) -> Any:
+    """The value at `section.name`, None where a part is missing."""
+    for key in dotted.split("."):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
+def _values(metrics: Sequence[Record], name: str) -> list[float]:
+    return [v for v in series(metrics, name)[1].tolist() if math.isfinite(v)]
+
+
+def _check_finite(metrics: Sequence[Record]) -> Check:
+    numbers = ((r["step"], k, v) for r in reversed(metrics) for k, v in r.items() if isinstance(v, float))
+    bad = {name: step for step, name, value in numbers if not math.isfinite(value)}
+    if not bad:
+        return Check(True, "every recorded number is finite")
+    return Check(False, "not finite: " + ", ".join(f"{name} (first at step {step})" for name, step in bad.items()))
+
+
+def _check_steps(metrics: Sequence[Record]) -> Check:
+    steps = [record["step"] for record in metrics]
+    jumps = [f"{a} to {b}" for a, b in itertools.pairwise(steps) if b != a + 1]
+    text = "steps are recorded one after another, none missing, none twice"
+    return Check(not jumps, f"steps jump from {', '.join(jumps[:5])}" if jumps else text)
+
+
+def _first_and_last(metrics: Sequence[Record], name: str) -> tuple[float, float, int] | None:
+    """Means over the first and last tenth of the run, and how many steps that is."""
+    values = _values(metrics, name)
+    if not values:
+        return None
+    count = max(1, len(values) // 10)
+    return sum(values[:count]) / count, sum(values[-count:]) / count, count
+
+
+def _tiles(metrics: Sequence[Record], config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    planned = lookup(config, "batch.steps")
+    tiles = [("steps", f"{len(metrics)} of {planned}" if planned else f"{len(metrics)}")]
+    if reward := _first_and_last(metrics, "reward/mean"):
+        which = f"mean of first and last {reward[2]} steps" if reward[2] > 1 else "first and last step"
+        tiles.append((f"reward, {which}", f"{reward[0]:.3f} → {reward[1]:.3f}"))
+    if seconds := _values(metrics, "time/step"):
+        tiles.append(("time in steps", duration(sum(seconds))))
+    if speeds := _values(metrics, "speed/tokens_per_second"):
+        tiles.append(("tokens per second", f"{sum(speeds) / len(speeds):,.0f}"))
+    if peaks := _values(metrics, "memory/peak_bytes"):
+        tiles.append(("peak memory", f"{max(peaks) / 2**30:.2f} GiB"))
+    return tiles
+
+
+def _subtitle(config: Mapping[str, Any]) -> str:
+    parts = [lookup(config, "algorithm.preset") or lookup(config, "algorithm.type"), lookup(config, "model.path"),
+             lookup(config, "data.path") or lookup(config, "data.type")]
+    return " · ".join(str(part) for part in parts if part)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    values = {label: lookup(config, dotted) for label, dotted in KEY_SETTINGS.items()}
+    return {label: json.dumps(v) if isinstance(v, dict) else str(v) for label, v in values.items() if v is not None}
+
+
+def _metric_rows(metrics: Sequence[Record]) -> list[dict[str, Any]]:
+    rows = []
+    for name in dict.fromkeys(k for record in metrics for k in record if k != "step"):
+        values = series(metrics, name)[1].tolist()
+        if finite := [v for v in values if math.isfinite(v)]:
+            rows.append({"name": name, "first": values[0], "last": values[-1], "low": min(finite), "high": max(finite),
+                         "points": sparkline(values)})
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: rebuild a report and print its path."""
+    parser = argparse.ArgumentParser("python -m rlhf.training.report", description="Write a run's HTML report again.")
+    parser.add_argument("run_folder", type=Path, help="the run's folder, e.g. runs/run")
+    try:
+        print(write_report(parser.parse_args(arguments).run_folder))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
