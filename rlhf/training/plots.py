@@ -108,7 +108,7 @@ def draw_curves(chart: Chart, metrics: Records) -> Drawing | None:
         steps, values = series(metrics, name)
         finite = np.isfinite(values)
         colour = SERIES[index % len(SERIES)]
-        axes.plot(steps[finite], values[finite], "o", color=colour, markersize=2, alpha=0.35, markeredgewidth=0)
+        axes.plot(steps[finite], values[finite], "o", color=colour, markersize=2.6, alpha=0.4, markeredgewidth=0)
         axes.plot(steps, running_mean(values), color=colour, label=label)
         if len(steps) == 1:
             axes.plot(steps[finite], values[finite], "o", color=colour, markersize=4)
@@ -180,14 +180,13 @@ def series(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of about a tenth of the run, shrinking evenly at the ends; NaN is left out."""
+    """Mean over the nearest steps, about a twentieth of the run to each side (fewer at the ends); NaN is left out."""
     half = len(values) // 20
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
     index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    low, high = index - reach, index + reach + 1
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     seen = counts[high] - counts[low]
     return np.where(seen > 0, (sums[high] - sums[low]) / np.maximum(seen, 1), np.nan)
 
@@ -229,6 +228,7 @@ def _canvas() -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("step", loc="right", fontsize=7, labelpad=1)
     return figure, axes
 
 

@@ -116,7 +116,7 @@ def checks(metrics: Sequence[Record], config: Mapping[str, Any]) -> list[Check]:
     found = [_check_finite(metrics), _check_steps(metrics)]
     if values := _values(metrics, "guards/skipped_updates"):
         skipped = sum(values)
-        found.append(Check(skipped == 0, f"{skipped:g} optimizer steps skipped for a non-finite loss or gradient"))
+        found.append(Check(skipped == 0, f"optimizer steps skipped for a non-finite loss or gradient: {skipped:g}"))
     if values := _values(metrics, "policy/engine_ratio_mean"):
         gap = max(abs(v - 1) for v in values)
         tolerance = lookup(config, "guards.ratio_tolerance") or 0.1
@@ -128,7 +128,7 @@ def checks(metrics: Sequence[Record], config: Mapping[str, Any]) -> list[Check]:
         found.append(Check(max(values) <= 0.1, text))
     if values := _values(metrics, "grading/timeouts"):
         count = sum(values)
-        found.append(Check(count == 0, f"{count:g} grader time-outs, counted as ungradable and never as wrong"))
+        found.append(Check(count == 0, f"grader time-outs (counted as ungradable, never as wrong): {count:g}"))
     if values := _values(metrics, "tokens/truncated_share"):
         text = f"completions cut off at the token limit: {format_share(values[-1])} in the last step"
         found.append(Check(values[-1] <= 0.3, text))

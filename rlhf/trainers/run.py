@@ -1,0 +1,217 @@
+"""From a configuration to a finished run: wires the rooms, resumes, trains, exports, reports."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from rlhf.config.dry_run import batch_table, memory_text
+from rlhf.config.grpo import GRPOConfig
+from rlhf.config.loading import to_dict, to_yaml
+from rlhf.config.memory_plan import memory_plan
+from rlhf.config.model_shapes import find_shape
+from rlhf.data.order import PromptStream
+from rlhf.data.seeds import derive_seed
+from rlhf.data.sources import load_held_out, load_prompts
+from rlhf.data.types import Sample
+from rlhf.models.policy import load_policy, load_tokenizer
+from rlhf.rewards.scoring import RewardScorer
+from rlhf.rollouts.build import build_engine
+from rlhf.trainers.grpo import PolicyGradient
+from rlhf.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    config_differences,
+    newest_checkpoint,
+    prune,
+    save_checkpoint,
+)
+from rlhf.training.collectives import gather_lists
+from rlhf.training.environment import describe_environment
+from rlhf.training.evaluation import Evaluator
+from rlhf.training.guards import NonFiniteGuard
+from rlhf.training.learner import Learner
+from rlhf.training.metrics import Trackers
+from rlhf.training.progress import ProgressDisplay
+from rlhf.training.recorder import Recorder, peak_bytes
+from rlhf.training.report import write_report
+from rlhf.training.run_folder import RunFolder
+from rlhf.training.trainer import Trainer
+from rlhf.training.weight_sync import sync_weights
+
+
+def run(config: GRPOConfig) -> Path:
+    """Train as configured; returns the run's folder. Resumes from the newest whole checkpoint where there is one."""
+    start = time.perf_counter()
+    accelerator = Accelerator(log_with=config.tracking.trackers or None, project_dir=str(Path(config.run.folder) / config.run.name))
+    _check_ranks(accelerator)
+    folder = RunFolder(Path(config.run.folder) / config.run.name)
+    progress = ProgressDisplay(config.batch.steps, accelerator.is_main_process)
+    if accelerator.is_main_process:
+        folder.create(to_yaml(config), resume=config.run.resume == "auto")
+        folder.write_environment(describe_environment())
+    accelerator.wait_for_everyone()
+    checkpoint = _resume(config, folder, progress)
+    progress.message(batch_table(config, accelerator.num_processes))
+    progress.message(memory_text(config, accelerator.num_processes))
+
+    tokenizer = load_tokenizer(config.model)
+    source = load_prompts(config.data, tokenizer, seed=config.run.seed)
+    stream = PromptStream(source, derive_seed(config.run.seed, "order"))
+    policy = load_policy(config.model, temperature=config.sampling.temperature, seed=config.run.seed, device=accelerator.device)
+    reference = None
+    if config.algorithm.kl.coefficient > 0 and config.model.lora is None:
+        reference = load_policy(config.model, temperature=config.sampling.temperature, device=accelerator.device)
+        reference.requires_grad_(False).eval()
+    algorithm = PolicyGradient(config.algorithm, config.sampling.samples_per_prompt)
+    learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference)
+    engine = build_engine(
+        config.engine, config.model, config.sampling, max_prompt_tokens=config.data.max_prompt_tokens, tokenizer=tokenizer,
+        seed=derive_seed(config.run.seed, "engine", accelerator.process_index) % 2**31,
+        log_file=folder.path / f"engine-{accelerator.process_index}.log",
+    )  # fmt: skip
+    evaluator = _evaluator(config, tokenizer, accelerator)
+    trackers = Trackers(accelerator, config.tracking)
+    trackers.start(to_dict(config))
+    recorder = Recorder(config, folder, accelerator, progress, trackers)
+    step, pending = 0, []
+    if checkpoint is not None:
+        step, pending = _restore(checkpoint, learner, stream, accelerator)
+    sync_weights(policy, engine, version=step)
+    if accelerator.is_main_process:
+        folder.truncate_after(step if checkpoint is not None else -1)
+    best: dict[str, float] = dict(checkpoint.state.get("best", {})) if checkpoint else {}
+
+    def save(at: int, waiting: list[Sample]) -> None:
+        _save(config, folder, learner, stream, recorder, at, gather_lists(waiting), best)
+
+    scorer = RewardScorer(config.rewards)
+    trainer = Trainer(
+        config, stream=stream, engine=engine, scorer=scorer, algorithm=algorithm, learner=learner, recorder=recorder,
+        evaluator=evaluator, save=save, step=step, pending=pending,
+    )  # fmt: skip
+    try:
+        with progress:
+            finished = trainer.train()
+    finally:
+        scorer.close()
+        if evaluator is not None:
+            evaluator.close()
+        engine.close()
+        trackers.end()
+    if accelerator.is_main_process:
+        _finish(config, folder, policy, tokenizer, recorder, progress, finished, time.perf_counter() - start)
+    accelerator.wait_for_everyone()
+    return folder.path
+
+
+def _check_ranks(accelerator: Accelerator) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise RuntimeError(
+            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: each would train alone. On CPU set "
+            "ACCELERATE_USE_CPU=true and launch with `accelerate launch --multi_gpu --num_processes N --num_machines 1`, or torchrun"
+        )
+
+
+def _resume(config: GRPOConfig, folder: RunFolder, progress: ProgressDisplay) -> Checkpoint | None:
+    checkpoint, problems = newest_checkpoint(folder.checkpoints)
+    for problem in problems:
+        progress.message(f"WARNING: {problem}. An older checkpoint is used")
+    if checkpoint is None:
+        return None
+    differences = config_differences(checkpoint.state["config"], to_dict(config))
+    if differences:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.state['step']} in {folder.checkpoints} was made with other settings:\n"
+            + "\n".join(differences)
+            + "\nGo back to those settings, or choose another run.name"
+        )
+    progress.message(f"resuming {folder.path} after step {checkpoint.state['step']}")
+    return checkpoint
+
+
+def _restore(
+    checkpoint: Checkpoint, learner: Learner, stream: PromptStream, accelerator: Accelerator
+) -> tuple[int, list[Sample]]:
+    state = checkpoint.state
+    if state["world_size"] != accelerator.num_processes and checkpoint.pending:
+        raise CheckpointError(
+            f"the checkpoint holds samples of {state['world_size']} ranks that were not learned from, now there are "
+            f"{accelerator.num_processes}: resume with {state['world_size']} ranks"
+        )
+    learner.weights.load_state_dict(checkpoint.weights)
+    learner.optimizer.load_state_dict(checkpoint.optimizer)
+    learner.updates = state["updates"]
+    learner.guard.skipped_in_row = state["skipped_in_row"]
+    stream.load_state_dict(state["stream"])
+    share = len(checkpoint.pending) // accelerator.num_processes
+    rank = accelerator.process_index
+    return state["step"], checkpoint.pending[rank * share : (rank + 1) * share]
+
+
+def _save(
+    config: GRPOConfig, folder: RunFolder, learner: Learner, stream: PromptStream, recorder: Recorder,
+    step: int, pending: list[Sample], best: dict[str, float],
+) -> None:  # fmt: skip
+    accelerator = learner.accelerator
+    metric = config.checkpoint.keep_best
+    if metric and recorder.evaluations and metric == "evaluation/accuracy":
+        value = recorder.evaluations[-1]["accuracy"]
+        if recorder.evaluations[-1]["step"] == step and value >= best.get("value", float("-inf")):
+            best |= {"value": value, "step": step}
+    if accelerator.is_main_process:
+        folder.sync()
+        state = {
+            "step": step,
+            "config": to_dict(config),
+            "stream": stream.state_dict(),
+            "updates": learner.updates,
+            "skipped_in_row": learner.guard.skipped_in_row,
+            "world_size": accelerator.num_processes,
+            "best": best,
+        }
+        save_checkpoint(
+            folder.checkpoints, Checkpoint(state, learner.weights.state_dict(), learner.optimizer.state_dict(), pending)
+        )
+        prune(folder.checkpoints, config.checkpoint.keep_last, int(best["step"]) if best else None)
+    accelerator.wait_for_everyone()
+
+
+def _evaluator(config: GRPOConfig, tokenizer, accelerator: Accelerator) -> Evaluator | None:
+    evaluation = config.evaluation
+    if evaluation.prompts == 0:
+        return None
+    held_out = load_held_out(evaluation, config.data, tokenizer)
+    changes = {"temperature": evaluation.temperature, "max_tokens": evaluation.max_tokens or config.sampling.max_tokens}
+    sampling = config.sampling.model_copy(update={**changes, "samples_per_prompt": 1})
+    prompts = [held_out[index] for index in range(len(held_out))]
+    return Evaluator(prompts, sampling, config.run.seed, accelerator.process_index, accelerator.num_processes)
+
+
+def _finish(
+    config: GRPOConfig, folder: RunFolder, policy, tokenizer, recorder: Recorder, progress: ProgressDisplay, finished: bool, seconds: float
+) -> None:  # fmt: skip
+    shape = _shape(config)
+    if shape is not None:
+        plan = memory_plan(config, shape, recorder.accelerator.num_processes, device="cuda" if torch.cuda.is_available() else "cpu")
+        folder.write_memory_plan([(item.name, item.bytes) for item in plan.items], peak_bytes())
+    places: dict[str, object] = {}
+    if finished and config.checkpoint.export:
+        policy.save(folder.model, tokenizer)
+        places["model"] = folder.model
+    places["report"] = write_report(folder)
+    places["run folder"] = folder.path
+    evaluations = folder.read_evaluations()
+    before = evaluations[0] if evaluations else None
+    after = evaluations[-1] if len(evaluations) > 1 else None
+    progress.summary(before, after, seconds, places)
+
+
+def _shape(config: GRPOConfig):
+    try:
+        return find_shape(config.model.path, config.model.revision)
+    except (OSError, ValueError, LookupError):
+        return None  # an unknown shape has no plan; the run does not depend on it

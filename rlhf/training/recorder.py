@@ -1,0 +1,72 @@
+"""Everything that a step leaves behind: lines in the run's folder, trackers, and what the terminal shows."""
+
+import resource
+import sys
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from rlhf.config.grpo import GRPOConfig
+from rlhf.data.types import Sample
+from rlhf.training.collectives import gather_lists, maximum
+from rlhf.training.metrics import MetricAverager, Trackers, rollout_metrics
+from rlhf.training.progress import ProgressDisplay
+from rlhf.training.run_folder import RunFolder
+from rlhf.training.timing import PhaseTimer
+
+
+class Recorder:
+    """Collective: every rank calls every method; the main process writes."""
+
+    def __init__(
+        self, config: GRPOConfig, folder: RunFolder, accelerator: Accelerator, progress: ProgressDisplay, trackers: Trackers
+    ) -> None:
+        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.progress, self.trackers = progress, trackers
+        self.timer = PhaseTimer(synchronize_cuda=torch.cuda.is_available())
+        self.evaluations: list[dict[str, Any]] = []
+        self._discarded = 0
+
+    def count_discarded(self, groups: int) -> None:
+        """Groups without a signal that were replaced in this step."""
+        self._discarded += groups
+
+    def most_missing(self, groups: int) -> int:
+        """The largest number of groups that any rank still needs, so that all ranks consume the same prompts."""
+        return maximum(groups, self.accelerator.device)
+
+    def step(self, step: int, samples: list[Sample], update: dict[str, float]) -> None:
+        averager = MetricAverager()
+        averager.merge(rollout_metrics(samples))
+        averager.add_sum("tokens/completion_total", sum(len(sample.completion_ids) for sample in samples))
+        averager.add_sum("groups/discarded", self._discarded)
+        averager.add_max("memory/peak_bytes", peak_bytes())
+        self._discarded = 0
+        metrics = averager.reduce() | update | self.timer.metrics()
+        metrics["speed/tokens_per_second"] = metrics["tokens/completion_total"] / max(1e-9, metrics["time/step"])
+        everything = gather_lists(samples)
+        if self.accelerator.is_main_process:
+            self.folder.append_samples(step, everything)
+            self.folder.append_metrics(step, metrics)
+        self.trackers.log(metrics, step)
+        self.progress.step(step, metrics)
+        every = self.config.tracking.show_completions_every
+        if every and (step == 1 or step % every == 0):
+            self.progress.print_completions(everything, self.config.tracking.completions_per_step)
+
+    def evaluation(self, record: dict[str, Any], seconds: float) -> None:
+        self.evaluations.append(record)
+        if self.accelerator.is_main_process:
+            values = {name: value for name, value in record.items() if name != "step"}
+            self.folder.append_evaluation(record["step"], values)
+        self.trackers.log({f"evaluation/{record['name']}_accuracy": record["accuracy"]}, record["step"])
+        self.progress.evaluation(record)
+
+
+def peak_bytes() -> int:
+    """Largest memory of this process so far: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
