@@ -108,6 +108,7 @@ _PHRASE = re.compile(
     re.IGNORECASE,
 )
 _HEADING_START = re.compile(r"\W*(?:final )?$", re.IGNORECASE)
+_DISPLAY_START = re.compile(r"(?:\\\[|\$\$)\s*\n\s*")
 _ANSWER_END = re.compile(r"</answer>|<\|", re.IGNORECASE)
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|__")
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
@@ -125,7 +126,7 @@ def _phrase(text: str) -> Extraction | None:
     stripped = tail.lstrip(" \t\r\n:*=_>")
     if stripped.startswith("- ") and "\n" in tail[: len(tail) - len(stripped)]:
         stripped = stripped[1:].lstrip()  # an item of a list, not a minus sign
-    tail = stripped
+    tail = stripped[match.end() :] if (match := _DISPLAY_START.match(stripped)) else stripped
     end = _ANSWER_END.search(tail)
     if end:
         tail = tail[: end.start()]

@@ -117,10 +117,10 @@ _FONT_COMMANDS = frozenset(
 _RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "varnothing": "emptyset", "dots": "ldots",
-    "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "bullet": "cdot", "ast": "cdot", "colon": ":", "lbrace": "\\{",
-    "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|", "degree": "circ", "land": "and",
-    "lor": "or", "setminus": "setminus", "backslash": "setminus", "minus": "minus", "equiv": "equiv", "prime": "'",
-    "mid": "|", "wedge": "and", "vee": "or", "lparen": "(", "rparen": ")", "infin": "infty", "union": "cup",
+    "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "bullet": "cdot", "ast": "cdot", "colon": ":",
+    "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|",
+    "degree": "circ", "land": "and", "lor": "or", "backslash": "setminus", "prime": "'", "mid": "|", "wedge": "and",
+    "vee": "or", "lparen": "(", "rparen": ")", "infin": "infty", "union": "cup",
 }  # fmt: skip
 _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<command>\\[A-Za-z]+\*?)|(?P<escaped>\\.)|(?P<grouped>\d{1,3}(?:,\d{3})+(?![\d]|,\d)(?:\.\d+)?)"

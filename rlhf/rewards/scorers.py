@@ -98,7 +98,7 @@ _LATEX_OPERATORS = {
     "\u00f7": "/", "\u2212": "-", "$": "", "\\(": "", "\\)": "", "\\,": " ", "{": "(", "}": ")",
 }  # fmt: skip
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-_ARITHMETIC = re.compile(r"[\d(][\d+\-*/() \t]*")
+_ARITHMETIC = re.compile(r"(?:(?<![\w)])-)?[\d(][\d+\-*/() \t]*")
 _HAS_OPERATION = re.compile(r"\d\s*\)*\s*[+\-*/]")
 
 

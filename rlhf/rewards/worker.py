@@ -24,9 +24,9 @@ def main(function_path: str, parent: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     module, _, name = function_path.partition(":")
     function = getattr(import_module(module), name)
+    import_module("mpmath.libmp")  # needed by the first irrational answer; its import must not count for that task
     replies.write('"ready"\n')
     replies.flush()
-    import_module("mpmath.libmp")  # needed by the first irrational answer; loaded while no task waits
     for line in sys.stdin.buffer:
         for task in json.loads(line):
             replies.write(json.dumps(asdict(function(task))) + "\n")

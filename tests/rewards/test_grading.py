@@ -145,7 +145,6 @@ xyz | x\cdot y\cdot z
 5 | \(5\)
 5 | \left(5\right)
 5 | +5
-5 | 5\ \ 
 5 | \,5\,
 5 | 5\text{.}
 5 | 5\quad

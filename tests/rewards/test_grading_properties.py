@@ -76,10 +76,11 @@ def test_no_text_raises(text: str, gold: str) -> None:
         assert grade(completion, gold, text).outcome in ("right", "wrong", "ungradable")
 
 
-pieces = st.sampled_from(
-    r"\frac{ } \sqrt[3]{ ( ) [ ] \{ \} ^{ _{ ! % | , ; 9 2 10^{ x i e \pi \infty \sin \log_2 \binom{ + - * / = < \le \cup \pm"
-    r" \text{ \begin{pmatrix} \end{pmatrix} & \\ ^\circ \lfloor \gcd( \overline{ \ldots or cm \mathbb{R} ** ' \mid :".split()
-)
+PIECES = r"""
+\frac{ } \sqrt[3]{ ( ) [ ] \{ \} ^{ _{ ! % | , ; 9 2 10^{ x i e \pi \infty \sin \log_2 \binom{ + - * / = < \le \cup \pm
+\text{ \begin{pmatrix} \end{pmatrix} & \\ ^\circ \lfloor \gcd( \overline{ \ldots or cm \mathbb{R} ** ' \mid :
+"""
+pieces = st.sampled_from(PIECES.split())
 
 
 @given(st.lists(pieces, max_size=30).map("".join), st.lists(pieces, max_size=10).map("".join))
