@@ -4,7 +4,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -46,7 +46,9 @@ class Chart:
     """Values are shares of 1, shown in percent from 0."""
     reference: float | None = None
     """Where a dashed line shows what the value should be."""
-    leave_out: tuple[str, ...] = field(default=())
+    leave_out: tuple[str, ...] = ()
+    smooth: bool = True
+    """Dots and a running mean; else the values joined as they are, for what has no noise."""
 
 
 CHARTS = (
@@ -67,7 +69,8 @@ CHARTS = (
     Chart("Policy", "Clipped tokens", "Share of tokens whose ratio left the clip range.",
           {"policy/clip_low_share": "below", "policy/clip_high_share": "above"}, share=True),
     Chart("Optimisation", "Gradient norm", "Before clipping.", {"gradient/norm": "norm"}),
-    Chart("Optimisation", "Learning rate", "At the last optimizer step of each step.", {"optimizer/lr": "rate"}),
+    Chart("Optimisation", "Learning rate", "At the last optimizer step of each step.", {"optimizer/lr": "rate"},
+          smooth=False),
     Chart("Optimisation", "Loss", "The policy loss is not a measure of success: look at the reward.", {"loss": "loss"}),
     Chart("Rollouts", "Completion length", "Mean tokens per completion.", {"tokens/completion_mean": "tokens"}),
     Chart("Rollouts", "Cut off and ungradable", "Completions that hit the token limit, and those without a verdict.",
@@ -108,10 +111,12 @@ def draw_curves(chart: Chart, metrics: Records) -> Drawing | None:
         steps, values = series(metrics, name)
         finite = np.isfinite(values)
         colour = SERIES[index % len(SERIES)]
-        axes.plot(steps[finite], values[finite], "o", color=colour, markersize=2.6, alpha=0.4, markeredgewidth=0)
-        axes.plot(steps, running_mean(values), color=colour, label=label)
+        if chart.smooth:
+            axes.plot(steps[finite], values[finite], "o", color=colour, markersize=2.6, alpha=0.4, markeredgewidth=0)
+        axes.plot(steps, running_mean(values) if chart.smooth else values, color=colour, label=label)
         if len(steps) == 1:
             axes.plot(steps[finite], values[finite], "o", color=colour, markersize=4)
+            axes.set_xlim(steps[0] - 1, steps[0] + 1)
         if not finite.all():
             axes.plot(steps[~finite], np.zeros((~finite).sum()), "x", color=BAD, markersize=5, clip_on=False,
                       transform=axes.get_xaxis_transform(), label=f"{label} not finite", zorder=5)
@@ -247,7 +252,7 @@ def _scale_y(axes: Axes, values: Sequence[float], share: bool) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.2, columnspacing=1.2,
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, borderaxespad=0.2, columnspacing=1.0,
                 labelcolor=MUTED)
 
 

@@ -113,6 +113,8 @@ def headline(evaluations: Sequence[Record]) -> dict[str, Any] | None:
 
 def checks(metrics: Sequence[Record], config: Mapping[str, Any]) -> list[Check]:
     """What a careful reader would ask of the run, answered from its metrics; failed checks first."""
+    if not metrics:
+        return [Check(False, "no step was recorded, so there is nothing to check")]
     found = [_check_finite(metrics), _check_steps(metrics)]
     if values := _values(metrics, "guards/skipped_updates"):
         skipped = sum(values)
@@ -192,21 +194,23 @@ def _check_steps(metrics: Sequence[Record]) -> Check:
     return Check(not jumps, f"steps jump from {', '.join(jumps[:5])}" if jumps else text)
 
 
-def _first_and_last(metrics: Sequence[Record], name: str) -> tuple[float, float, int] | None:
-    """Means over the first and last tenth of the run, and how many steps that is."""
+def _first_and_last(metrics: Sequence[Record], name: str) -> dict[str, float] | None:
+    """Means over the first and last tenth of the run, how many steps that is, and whether there are several at all."""
     values = _values(metrics, name)
     if not values:
         return None
     count = max(1, len(values) // 10)
-    return sum(values[:count]) / count, sum(values[-count:]) / count, count
+    return {"first": sum(values[:count]) / count, "last": sum(values[-count:]) / count, "steps": count,
+            "several": len(values) > 1}
 
 
 def _tiles(metrics: Sequence[Record], config: Mapping[str, Any]) -> list[tuple[str, str]]:
     planned = lookup(config, "batch.steps")
     tiles = [("steps", f"{len(metrics)} of {planned}" if planned else f"{len(metrics)}")]
-    if reward := _first_and_last(metrics, "reward/mean"):
-        which = f"mean of first and last {reward[2]} steps" if reward[2] > 1 else "first and last step"
-        tiles.append((f"reward, {which}", f"{reward[0]:.3f} → {reward[1]:.3f}"))
+    reward = _first_and_last(metrics, "reward/mean")
+    if reward and reward["several"]:
+        which = f"mean of first and last {reward['steps']} steps" if reward["steps"] > 1 else "first and last step"
+        tiles.append((f"reward, {which}", f"{reward['first']:.3f} → {reward['last']:.3f}"))
     if seconds := _values(metrics, "time/step"):
         tiles.append(("time in steps", duration(sum(seconds))))
     if speeds := _values(metrics, "speed/tokens_per_second"):
