@@ -1,0 +1,1 @@
+"""Policies: loading, packed batches, packed attention, and the streamed LM head."""

@@ -1,205 +1,225 @@
-"""Attention over a packed batch: every completion sees its prompt and itself, prompts see themselves.
+"""Attention over a packed batch, registered with transformers: exact, without padding the model's other layers.
 
-Registered with transformers under `rlhf_packed`, so it works for any decoder that uses the attention interface. Sequences
-of similar length are gathered into padded blocks and attended with batched matrix products, which use the CPU's matrix units
-(fused CPU kernels are slow on short sequences). Only q, k and v are kept for the backward pass; scores are recomputed.
+Each bucket of the plan gathers its queries and keys by index and runs as batched matrix products (on CPU these use the matrix units,
+which the fused kernel's backward pass does not). Only queries, keys and values are kept for the backward pass, which computes
+scores again, so memory grows with the number of tokens. On CUDA in half precision the varlen flash kernel is used instead.
+
+Shapes: T tokens, H query heads, K key heads, G = H / K queries sharing a key head, D head size; a bucket has R pieces of
+C queries and L keys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
 
-ATTENTION = "rlhf_packed"
-# sequences whose padded score blocks exceed this many elements per head are attended in several blocks
-BLOCK_SCORES = 2**19
-# a block may be padded to at most this multiple of its shortest member's queries
-LENGTH_SPREAD = 1.5
+from rlhf.models import varlen
+from rlhf.models.attention_plan import AttentionPlan, Bucket
+from rlhf.models.precision import matmul_dtype
 
-
-@dataclass(frozen=True, slots=True)
-class AttentionBlock:
-    """R query spans padded to C, each with its key span padded to L; padding points at token 0 and is masked or dropped.
-
-    `offset_R` is how many keys precede the first query: query i sees keys 0 .. offset + i.
-    """
-
-    query_RC: Tensor
-    key_RL: Tensor
-    offset_R: Tensor
-    row_M: Tensor  # which of the R * C block rows are real queries ...
-    token_M: Tensor  # ... and which tokens they are
-
-    def to(self, device: torch.device | str) -> "AttentionBlock":
-        tensors = (self.query_RC, self.key_RL, self.offset_R, self.row_M, self.token_M)
-        return AttentionBlock(*(tensor.to(device) for tensor in tensors))
+NAME = "rlhf_packed"
+# the forward keyword that carries the plan through the model
+PLAN = "attention_plan"
+# scores of one step, all heads
+STEP_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionPlan:
-    """How the tokens of one packed batch attend to each other."""
+@dataclass(frozen=True)
+class AttentionSettings:
+    """Scores are scaling * q k, then softcap * tanh(scores / softcap); a query sees the last `window` keys, itself included."""
 
-    tokens: int
-    blocks: tuple[AttentionBlock, ...]
-
-    def to(self, device: torch.device | str) -> "AttentionPlan":
-        return AttentionPlan(self.tokens, tuple(block.to(device) for block in self.blocks))
-
-
-Span = tuple[int, int]
-
-
-def build_plan(tokens: int, prompts: Sequence[Span], completions: Sequence[tuple[Span, Span]]) -> AttentionPlan:
-    """Plan for prompt spans, and (prompt span, completion span) pairs; spans are [start, end) in the packed tokens."""
-    rows: list[tuple[range, list[int], int]] = [(range(*span), list(range(*span)), 0) for span in prompts]
-    for prompt, completion in completions:
-        if completion[1] > completion[0]:
-            keys = [*range(*prompt), *range(*completion)]
-            rows.append((range(*completion), keys, prompt[1] - prompt[0]))
-    rows.sort(key=lambda row: (len(row[0]), len(row[1])))
-    blocks, current = [], []
-    for row in rows:
-        padded = (len(current) + 1) * len(row[0]) * max(len(r[1]) for r in [*current, row])
-        if current and (padded > BLOCK_SCORES or len(row[0]) > LENGTH_SPREAD * len(current[0][0]) + 8):
-            blocks.append(_block(current))
-            current = []
-        current.append(row)
-    if current:
-        blocks.append(_block(current))
-    return AttentionPlan(tokens, tuple(blocks))
-
-
-def _block(rows: list[tuple[range, list[int], int]]) -> AttentionBlock:
-    width, keys = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
-    query = torch.tensor([[*row[0]] + [0] * (width - len(row[0])) for row in rows])
-    key = torch.tensor([row[1] + [0] * (keys - len(row[1])) for row in rows])
-    real = torch.tensor([[True] * len(row[0]) + [False] * (width - len(row[0])) for row in rows])
-    return AttentionBlock(
-        query, key, torch.tensor([row[2] for row in rows]), real.view(-1).nonzero()[:, 0], query[real]
-    )
-
-
-def _visible(block: AttentionBlock, window: int | None) -> Tensor:
-    """(R, 1, C, L) mask: causal, within the sliding window where there is one."""
-    query_position_RC = block.offset_R[:, None] + torch.arange(block.query_RC.shape[1], device=block.query_RC.device)
-    key_position_L = torch.arange(block.key_RL.shape[1], device=block.key_RL.device)
-    distance = query_position_RC[:, :, None] - key_position_L
-    visible = distance >= 0
-    if window is not None:
-        visible &= distance < window
-    return visible[:, None]
-
-
-class _PackedAttention(torch.autograd.Function):
-    """q (T, H, D), k and v (T, K, D) with H a multiple of K -> (T, H, D)."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, plan: AttentionPlan, scaling: float, window: int | None, softcap: float | None):
-        out = torch.empty_like(q)
-        for block in plan.blocks:
-            _, probability, _, values = _attend(q, k, v, block, scaling, window, softcap)
-            result = _ungroup(probability @ values, q.shape[1])
-            out.index_copy_(0, block.token_M, result[block.row_M])
-        ctx.save_for_backward(q, k, v, out)
-        ctx.settings = (plan, scaling, window, softcap)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad_out):
-        q, k, v, out = ctx.saved_tensors
-        plan, scaling, window, softcap = ctx.settings
-        # prompts' keys collect gradients from many completions: summed in float32
-        accumulate = torch.promote_types(q.dtype, torch.float32)
-        grad_q = torch.empty_like(q)
-        grad_k = torch.zeros(k.shape, dtype=accumulate, device=k.device)
-        grad_v = torch.zeros_like(grad_k)
-        row_sum = (grad_out.to(accumulate) * out.to(accumulate)).sum(-1, keepdim=True).to(q.dtype)
-        groups = k.shape[1]
-        for block in plan.blocks:
-            queries, probability, keys, values = _attend(q, k, v, block, scaling, window, None if softcap is None else softcap)
-            real = torch.zeros(block.query_RC.numel(), 1, 1, dtype=q.dtype, device=q.device)
-            real[block.row_M] = 1
-            grad_block = grad_out.index_select(0, block.query_RC.view(-1)) * real
-            upstream = _group(grad_block, block.query_RC.shape, groups)
-            total = _group(row_sum.index_select(0, block.query_RC.view(-1)) * real, block.query_RC.shape, groups)
-            grad_scores = probability * (upstream @ values.transpose(-1, -2) - total)
-            if softcap is not None:
-                raw = queries @ keys.transpose(-1, -2) * scaling
-                grad_scores = grad_scores * (1 - (raw / softcap).tanh().square())
-            grad_scores = grad_scores * scaling
-            block_q = _ungroup(grad_scores @ keys, q.shape[1])
-            grad_q.index_copy_(0, block.token_M, block_q[block.row_M])
-            key_index = block.key_RL.view(-1)
-            for target, gradient in ((grad_k, grad_scores.transpose(-1, -2) @ queries), (grad_v, probability.transpose(-1, -2) @ upstream)):
-                flat = gradient.transpose(1, 2).reshape(len(key_index), groups, -1)
-                target.index_add_(0, key_index, flat.to(accumulate))
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, None
-
-
-def _attend(q, k, v, block, scaling, window, softcap):
-    """(queries (R, K, G*C, D), probability (R, K, G*C, L), keys, values (R, K, L, D)); query heads of a group are rows."""
-    groups = k.shape[1]
-    queries = _group(q.index_select(0, block.query_RC.view(-1)), block.query_RC.shape, groups)
-    rows, length = block.key_RL.shape
-    index = block.key_RL.view(-1)
-    keys = k.index_select(0, index).view(rows, length, groups, -1).transpose(1, 2)
-    values = v.index_select(0, index).view(rows, length, groups, -1).transpose(1, 2)
-    scores = queries @ keys.transpose(-1, -2) * scaling
-    if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
-    visible = _visible(block, window).repeat(1, 1, q.shape[1] // groups, 1)
-    scores.masked_fill_(~visible, torch.finfo(scores.dtype).min)
-    return queries, torch.softmax(scores, -1), keys, values
-
-
-def _group(rows: Tensor, shape: torch.Size, groups: int) -> Tensor:
-    """(R*C, H, D) -> (R, K, G*C, D)."""
-    count, width = shape
-    heads = rows.shape[1]
-    grouped = rows.view(count, width, groups, heads // groups, -1).permute(0, 2, 3, 1, 4)
-    return grouped.reshape(count, groups, heads // groups * width, -1)
-
-
-def _ungroup(grouped: Tensor, heads: int) -> Tensor:
-    """(R, K, G*C, D) -> (R*C, H, D)."""
-    count, groups, _, depth = grouped.shape
-    split = grouped.view(count, groups, heads // groups, -1, depth).permute(0, 3, 1, 2, 4)
-    return split.reshape(-1, heads, depth)
+    scaling: float
+    softcap: float | None = None
+    window: int | None = None
 
 
 def packed_attention(
     module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    packed_plan: AttentionPlan | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: (1, H, T, D) queries, (1, K, T, D) keys and values -> (1, T, H, D).
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function for query (1, H, T, D), key and value (1, K, T, D); returns (1, T, H, D).
 
-    Raises ValueError where no plan reached the layer, or for attention dropout and attention sinks.
+    Raises ValueError for what it does not compute exactly: attention sinks, dropout, masks, other batches than the plan's.
     """
-    if packed_plan is None:
+    plan: AttentionPlan | None = kwargs.get(PLAN)
+    name = type(module).__name__
+    if plan is None:
         raise ValueError(
-            f"{type(module).__name__} did not pass `packed_plan` on to its attention: set model.attention: padded for this architecture"
+            f"{name} called packed attention without a plan: the architecture does not pass keyword arguments on, or the "
+            "model was called outside Policy.forward. Use `attention: padded` for this model"
         )
-    if dropout or kwargs.get("s_aux") is not None:
-        raise ValueError("packed attention has no dropout and no attention sinks: set model.attention: padded")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-    return _PackedAttention.apply(q, k, v, packed_plan, scaling, sliding_window, softcap)[None], None
+    problems = {
+        "attention sinks (s_aux)": s_aux is not None or kwargs.get("sinks") is not None,
+        f"dropout {dropout}: set the model's attention dropout to 0": dropout > 0,
+        "an attention mask": attention_mask is not None,
+        "bidirectional attention": kwargs.get("is_causal", getattr(module, "is_causal", True)) is False,
+        f"a batch of {tuple(query.shape)} and keys of {tuple(key.shape)} for a plan of {plan.length} tokens": (
+            query.shape[0] != 1 or query.shape[2] != plan.length or key.shape[2] != plan.length
+        ),
+    }
+    found = [problem for problem, present in problems.items() if present]
+    if found:
+        raise ValueError(f"packed attention cannot run {name} with {'; '.join(found)}. Use `attention: padded`")
+    settings = AttentionSettings(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sliding_window)
+    query_THD, key_TKD, value_TKD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if softcap is None and varlen.is_usable(query_THD, key_TKD, value_TKD):
+        return varlen.attention(query_THD, key_TKD, value_TKD, plan, settings.scaling, settings.window)[None], None
+    return _PackedAttention.apply(query_THD, key_TKD, value_TKD, plan, settings)[None], None
 
 
-def register() -> None:
-    """Make `attn_implementation="rlhf_packed"` known to transformers; no mask tensor is built for it."""
-    AttentionInterface.register(ATTENTION, packed_attention)
-    AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
+AttentionInterface.register(NAME, packed_attention)
+# the plan says who sees whom
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_THD: torch.Tensor,
+        key_TKD: torch.Tensor,
+        value_TKD: torch.Tensor,
+        plan: AttentionPlan,
+        settings: AttentionSettings,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(query_THD, key_TKD, value_TKD)
+        ctx.plan, ctx.settings = plan, settings
+        heads, dtype = query_THD.shape[1], query_THD.dtype
+        query_THD, key_TKD, value_TKD = (_products(tensor) for tensor in (query_THD, key_TKD, value_TKD))
+        flat = query_THD.new_empty(_slots(plan), heads, value_TKD.shape[-1])
+        for step in _steps(plan, query_THD, key_TKD.shape[1]):
+            query, key, value = (step.queries(query_THD), step.keys(key_TKD), step.keys(value_TKD))
+            probability, _ = _probabilities(query, key, step, settings)
+            step.store(flat, torch.bmm(probability, value))
+        return flat.index_select(0, plan.slot_T).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_THD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        plan, settings = ctx.plan, ctx.settings
+        dtype = gradient_THD.dtype
+        query_THD, key_TKD, value_TKD, gradient_THD = (
+            _products(tensor) for tensor in (*ctx.saved_tensors, gradient_THD)
+        )
+        # padded queries read this row: without a gradient they add nothing to keys and values
+        gradient_THD = torch.cat([gradient_THD, gradient_THD.new_zeros(1, *gradient_THD.shape[1:])])
+        flat = torch.empty(_slots(plan), *query_THD.shape[1:], dtype=query_THD.dtype, device=query_THD.device)
+        # a prompt's keys gather gradients from all its completions, more than bfloat16 can add up
+        sums = torch.promote_types(query_THD.dtype, torch.float32)
+        by_key, by_value = (torch.zeros_like(tensor, dtype=sums) for tensor in (key_TKD, value_TKD))
+        for step in _steps(plan, query_THD, key_TKD.shape[1]):
+            query, key, value = (step.queries(query_THD), step.keys(key_TKD), step.keys(value_TKD))
+            gradient = step.queries(gradient_THD)
+            probability, tanh = _probabilities(query, key, step, settings)
+            step.add(by_value, torch.bmm(probability.transpose(1, 2), gradient))
+            by_probability = torch.bmm(gradient, value.transpose(1, 2))
+            by_score = torch._softmax_backward_data(by_probability, probability, -1, probability.dtype)
+            if tanh is not None:
+                by_score.mul_(tanh.square_().neg_().add_(1))
+            by_score.mul_(settings.scaling)
+            step.store(flat, torch.bmm(by_score, key))
+            step.add(by_key, torch.bmm(by_score.transpose(1, 2), query))
+        return flat.index_select(0, plan.slot_T).to(dtype), by_key.to(dtype), by_value.to(dtype), None, None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Some pieces of a bucket: small enough to hold the scores of all heads; `slot` is their first place in the flat output."""
+
+    bucket: Bucket
+    rows: slice
+    slot: int
+    key_heads: int
+
+    def queries(self, tensor_THD: torch.Tensor) -> torch.Tensor:
+        """(R * K, G * C, D): the query heads that share a key head are rows of one product, so keys are not repeated.
+
+        Padded queries read row T, or the last row of a tensor that has none.
+        """
+        index_RC = self.bucket.query_RC[self.rows].clamp(max=tensor_THD.shape[0] - 1)
+        pieces, queries = index_RC.shape
+        gathered = tensor_THD.index_select(0, index_RC.flatten())
+        folded = gathered.view(pieces, queries, self.key_heads, -1, tensor_THD.shape[-1]).permute(0, 2, 3, 1, 4)
+        return folded.reshape(pieces * self.key_heads, -1, tensor_THD.shape[-1])
+
+    def keys(self, tensor_TKD: torch.Tensor) -> torch.Tensor:
+        """(R * K, L, D)"""
+        index_RL = self.bucket.key_RL[self.rows]
+        gathered = tensor_TKD.index_select(0, index_RL.flatten()).view(*index_RL.shape, *tensor_TKD.shape[1:])
+        return gathered.transpose(1, 2).reshape(-1, index_RL.shape[1], tensor_TKD.shape[-1])
+
+    def store(self, flat: torch.Tensor, folded: torch.Tensor) -> None:
+        """Write (R * K, G * C, D) to the step's slots of (slots, H, D)."""
+        pieces, queries = self.bucket.query_RC[self.rows].shape
+        width = folded.shape[-1]
+        place = flat[self.slot : self.slot + pieces * queries].view(pieces, queries, self.key_heads, -1, width)
+        place.copy_(folded.view(pieces, self.key_heads, -1, queries, width).permute(0, 3, 1, 2, 4))
+
+    def add(self, total_TKD: torch.Tensor, folded: torch.Tensor) -> None:
+        """Add (R * K, L, D) to the tokens it was gathered from."""
+        index_RL = self.bucket.key_RL[self.rows]
+        pieces, keys = index_RL.shape
+        unfolded = folded.view(pieces, self.key_heads, keys, -1).transpose(1, 2)
+        total_TKD.index_add_(0, index_RL.flatten(), unfolded.reshape(pieces * keys, *total_TKD.shape[1:]).to(total_TKD.dtype))
+
+    def hidden(self, window: int | None) -> torch.Tensor:
+        """True where a query must not see a key: (R, 1, C, L)."""
+        queries, keys = self.bucket.query_RC.shape[1], self.bucket.key_RL.shape[1]
+        device = self.bucket.query_RC.device
+        last_RC1 = (self.bucket.offset_R[self.rows, None] + torch.arange(queries, device=device)).unsqueeze(-1)
+        key_L = torch.arange(keys, device=device)
+        hidden_RCL = key_L > last_RC1
+        if window is not None:
+            hidden_RCL |= key_L <= last_RC1 - window
+        return hidden_RCL.unsqueeze(1)
+
+
+def _probabilities(
+    query: torch.Tensor, key: torch.Tensor, step: _Step, settings: AttentionSettings
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Softmax (R * K, G * C, L), and tanh(scores / softcap) where there is a softcap."""
+    scores = torch.bmm(query, key.transpose(1, 2))
+    tanh = None
+    if settings.softcap is not None:
+        tanh = scores.mul_(settings.scaling / settings.softcap).tanh_()
+        scores = tanh * settings.softcap
+    else:
+        scores.mul_(settings.scaling)
+    hidden_R1CL = step.hidden(settings.window)
+    pieces, _, queries, keys = hidden_R1CL.shape
+    # finite, as a padded query may see no key at all and must not become NaN
+    scores.view(pieces, -1, queries, keys).masked_fill_(hidden_R1CL, torch.finfo(scores.dtype).min)
+    return torch.softmax(scores, -1), tanh
+
+
+def _steps(plan: AttentionPlan, query_THD: torch.Tensor, key_heads: int) -> Iterator[_Step]:
+    allowed = STEP_BYTES.get(query_THD.device.type, STEP_BYTES["cpu"]) // (query_THD.shape[1] * query_THD.dtype.itemsize)
+    slot = 0
+    for bucket in plan.buckets:
+        pieces, queries = bucket.query_RC.shape
+        at_once = max(1, allowed // (queries * bucket.key_RL.shape[1]))
+        for first in range(0, pieces, at_once):
+            rows = slice(first, min(first + at_once, pieces))
+            yield _Step(bucket, rows, slot, key_heads)
+            slot += (rows.stop - rows.start) * queries
+
+
+def _slots(plan: AttentionPlan) -> int:
+    return sum(bucket.query_RC.numel() for bucket in plan.buckets)
+
+
+def _products(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(matmul_dtype(tensor))

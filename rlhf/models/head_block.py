@@ -13,8 +13,8 @@ MIB = 1 << 20
 DEFAULT_BLOCK_BYTES = {"cpu": 48 * MIB, "cuda": 256 * MIB}
 # a weight's gradient is read and written once a block, so a block must hold enough tokens to pay for that
 MIN_DEFAULT_TOKENS = 128
-# rows whose elementwise work is done together: on CPU small enough for the second-level cache
-CACHE_BYTES = 2 * MIB
+# float32 rows whose elementwise work is done together: on CPU small enough for the cache, on CUDA large enough to fill the device
+STEP_BYTES = {"cpu": 2 * MIB, "cuda": 128 * MIB}
 # vocabulary rows whose weight, or gradient of it, is held in a second precision at once
 SLICE_BYTES = 8 * MIB
 
@@ -96,8 +96,7 @@ class Block:
         weight = projection.weight_VD
         self._buffer_nV = weight.new_empty(rows, projection.vocabulary, dtype=projection.dtype)
         row_bytes = projection.vocabulary * dtype.itemsize
-        self._step = max(1, CACHE_BYTES // row_bytes) if weight.device.type == "cpu" else max(1, rows)
-        self._step = min(self._step, max(1, rows))
+        self._step = min(rows, max(1, STEP_BYTES.get(weight.device.type, STEP_BYTES["cpu"]) // row_bytes))
         shape = (self._step, projection.vocabulary)
         self._exp_kV = weight.new_empty(shape, dtype=dtype)
         # float32 products leave float32 logits in the buffer itself
@@ -155,7 +154,7 @@ class Block:
         for rows in self._steps():
             e_kV, z_k1 = buffer_nV[rows], self._z_n1[rows]
             if b_n1 is None and settings.logit_softcap is None:
-                e_kV.mul_((-scale * a_n1[rows] / z_k1).to(e_kV.dtype) if e_kV.dtype == self._dtype else -scale * a_n1[rows] / z_k1)
+                e_kV.mul_(-scale * a_n1[rows] / z_k1)
                 continue
             exact_kV = e_kV.to(self._dtype)
             # an exponential that underflowed has p = 0 and so no gradient, whatever its logarithm

@@ -1,123 +1,121 @@
-"""Packed batches: no padding, and each prompt forwarded once for all of its completions.
-
-The T forwarded tokens are all prompts, each followed by its completions without their last token (which predicts nothing).
-The N targets are all completion tokens, sequence after sequence.
-"""
+"""Sequences to one row of tokens without padding; a prompt that several completions share is forwarded once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
-from torch import Tensor
 
-from rlhf.models.attention import AttentionPlan, build_plan
+from rlhf.models.attention_plan import AttentionPlan, Segment, attention_plan
+from rlhf.models.micro_batches import even_out, forwarded_tokens, micro_batches
+from rlhf.models.sequences import TrainingSequence
+
+__all__ = [
+    "PackedBatch",
+    "TrainingSequence",
+    "even_out",
+    "forwarded_tokens",
+    "micro_batches",
+    "pack",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingSequence:
-    """A prompt and one completion, as token ids."""
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch. `hidden_index_N[n]` is the forwarded token whose hidden state predicts `target_N[n]`.
+    """T forwarded tokens and N target tokens, the latter in order of sequence, then position.
 
-    A batch of no sequences holds one dummy token and no targets: it still runs the model, as sharded training needs.
+    `hidden_index_N[n]` is the forwarded token whose final hidden state predicts `target_N[n]`, and `sequence_N[n]` the
+    index of its sequence in `sequences`. `lengths` are the sequences' numbers of targets (their completion lengths).
+    The plain padded path rebuilds its batch from `sequences`.
     """
 
-    input_ids_T: Tensor
-    position_ids_T: Tensor
-    hidden_index_N: Tensor
-    target_N: Tensor
-    sequence_N: Tensor
+    input_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    hidden_index_N: torch.Tensor
+    target_N: torch.Tensor
+    sequence_N: torch.Tensor
+    lengths: tuple[int, ...]
     plan: AttentionPlan
     sequences: tuple[TrainingSequence, ...]
 
-    def to(self, device: torch.device | str) -> "PackedBatch":
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "sequences"}
-        return replace(self, **moved)
+    @property
+    def tokens(self) -> int:
+        return self.input_ids_T.shape[0]
+
+    @property
+    def targets(self) -> int:
+        return self.target_N.shape[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy with its tensors on `device`."""
+        names = ("input_ids_T", "position_ids_T", "hidden_index_N", "target_N", "sequence_N")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, plan=self.plan.to(device), **moved)
 
 
 def pack(sequences: Sequence[TrainingSequence], *, share_prompts: bool = True) -> PackedBatch:
-    """Lay sequences out for one forward. Raises ValueError for an empty prompt: nothing would predict the first token."""
-    ids: list[int] = []
-    positions: list[int] = []
-    prompt_spans: list[tuple[int, int]] = []
-    known: dict[tuple[int, ...], tuple[int, int]] = {}
-    prompt_of: list[tuple[int, int]] = []
-    for sequence in sequences:
-        if not sequence.prompt_ids:
-            raise ValueError("a sequence has an empty prompt: the first completion token needs a token before it")
-        span = known.get(sequence.prompt_ids) if share_prompts else None
-        if span is None:
-            span = (len(ids), len(ids) + len(sequence.prompt_ids))
-            ids.extend(sequence.prompt_ids)
-            positions.extend(range(len(sequence.prompt_ids)))
-            prompt_spans.append(span)
-            known[sequence.prompt_ids] = span
-        prompt_of.append(span)
-    completion_spans: list[tuple[int, int]] = []
-    hidden_index: list[int] = []
-    targets: list[int] = []
-    sequence_of: list[int] = []
-    for index, (sequence, (start, end)) in enumerate(zip(sequences, prompt_of, strict=True)):
-        completion = sequence.completion_ids
-        first = len(ids)
-        ids.extend(completion[:-1])
-        positions.extend(range(end - start, end - start + max(0, len(completion) - 1)))
-        completion_spans.append((first, len(ids)))
-        if completion:
-            hidden_index.append(end - 1)
-            hidden_index.extend(range(first, len(ids)))
-        targets.extend(completion)
-        sequence_of.extend([index] * len(completion))
-    if not ids:
-        ids, positions, prompt_spans = [0], [0], [(0, 1)]
+    """The packed batch of `sequences`.
+
+    The last completion token predicts nothing and is not forwarded. Sequences with an empty completion have no targets
+    and are not forwarded. No targets at all give a batch of one dummy token with N = 0, which still runs the whole
+    model: every rank takes part in every collective operation of a sharded forward and backward pass.
+    """
+    row = _Row()
+    # target positions by sequence; filled group by group, read in order of sequence
+    predicted_from: list[list[int]] = [[] for _ in sequences]
+    for prompt_ids, members in _groups(sequences, share_prompts):
+        if len(members) == 1:
+            own = sequences[members[0]].completion_ids
+            start = row.append(prompt_ids + own[:-1], position=0)
+            predicted_from[members[0]] = list(range(start + len(prompt_ids) - 1, start + len(prompt_ids) + len(own) - 1))
+            continue
+        prompt_start = row.append(prompt_ids, position=0)
+        last = prompt_start + len(prompt_ids) - 1
+        for index in members:
+            own = sequences[index].completion_ids[:-1]
+            start = row.append(own, position=len(prompt_ids), prefix=(prompt_start, len(prompt_ids)))
+            predicted_from[index] = [last, *range(start, start + len(own))]
+    if not row.input_ids:
+        row.append((0,), position=0)
+    lengths = tuple(len(sequence.completion_ids) for sequence in sequences)
     return PackedBatch(
-        input_ids_T=torch.tensor(ids),
-        position_ids_T=torch.tensor(positions),
-        hidden_index_N=torch.tensor(hidden_index, dtype=torch.long),
-        target_N=torch.tensor(targets, dtype=torch.long),
-        sequence_N=torch.tensor(sequence_of, dtype=torch.long),
-        plan=build_plan(len(ids), prompt_spans, list(zip(prompt_of, completion_spans, strict=True))),
+        input_ids_T=torch.tensor(row.input_ids, dtype=torch.long),
+        position_ids_T=torch.tensor(row.position_ids, dtype=torch.long),
+        hidden_index_N=torch.tensor([t for positions in predicted_from for t in positions], dtype=torch.long),
+        target_N=torch.tensor([t for sequence in sequences for t in sequence.completion_ids], dtype=torch.long),
+        sequence_N=torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths, dtype=torch.long)),
+        lengths=lengths,
+        plan=attention_plan(row.segments, len(row.input_ids)),
         sequences=tuple(sequences),
     )
 
 
-def micro_batches(sequences: Sequence[TrainingSequence], token_budget: int) -> list[list[int]]:
-    """Indices of `sequences` in micro-batches of at most `token_budget` forwarded tokens.
-
-    The samples of a prompt stay together where they fit (the prompt is then forwarded once); a larger group is split and
-    its prompt repeated; a single sequence above the budget gets a micro-batch of its own. Longest groups first, so that
-    micro-batches fill evenly; deterministic.
-    """
+def _groups(
+    sequences: Sequence[TrainingSequence], share_prompts: bool
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """(prompt, indices of its sequences that have targets), in order of first appearance."""
+    present = [index for index, sequence in enumerate(sequences) if sequence.completion_ids]
+    if not share_prompts:
+        return [(sequences[index].prompt_ids, [index]) for index in present]
     groups: dict[tuple[int, ...], list[int]] = {}
-    for index, sequence in enumerate(sequences):
-        groups.setdefault(sequence.prompt_ids, []).append(index)
-    chunks: list[tuple[int, list[int]]] = []
-    for prompt_ids, members in groups.items():
-        size, chunk = len(prompt_ids), []
-        for index in sorted(members, key=lambda i: (len(sequences[i].completion_ids), i)):
-            own = max(0, len(sequences[index].completion_ids) - 1)
-            if chunk and size + own > token_budget:
-                chunks.append((size, chunk))
-                size, chunk = len(prompt_ids), []
-            size, chunk = size + own, [*chunk, index]
-        chunks.append((size, chunk))
-    chunks.sort(key=lambda item: (-item[0], item[1]))
-    batches: list[tuple[int, list[int]]] = []
-    for size, chunk in chunks:
-        place = next((i for i, (used, _) in enumerate(batches) if used + size <= token_budget), None)
-        if place is None:
-            batches.append((size, chunk))
-        else:
-            batches[place] = (batches[place][0] + size, batches[place][1] + chunk)
-    return [sorted(members) for _, members in batches]
+    for index in present:
+        groups.setdefault(sequences[index].prompt_ids, []).append(index)
+    return list(groups.items())
 
 
-def even_out(batches: list[list[int]], count: int) -> list[list[int]]:
-    """Append empty micro-batches until there are `count`: every rank must run the same number of forwards."""
-    return batches + [[] for _ in range(count - len(batches))]
+class _Row:
+    """The row while it grows."""
+
+    def __init__(self) -> None:
+        self.input_ids: list[int] = []
+        self.position_ids: list[int] = []
+        self.segments: list[Segment] = []
+
+    def append(self, ids: tuple[int, ...], *, position: int, prefix: tuple[int, int] = (0, 0)) -> int:
+        """Where the segment starts; no ids, no segment."""
+        start = len(self.input_ids)
+        if ids:
+            self.input_ids += ids
+            self.position_ids += range(position, position + len(ids))
+            self.segments.append(Segment(start, len(ids), *prefix))
+        return start

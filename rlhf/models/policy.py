@@ -1,223 +1,191 @@
-"""The policy: a Hugging Face causal LM that takes packed batches and returns losses, not logits.
+"""The policy: a Hugging Face causal language model whose forward takes a packed batch and returns a loss and statistics.
 
-Body, head and loss run inside one `forward`, because sharded training gathers weights, and mixed precision casts outputs,
-only at the border of the wrapped module.
+Body, LM head and loss all run inside `Policy.forward`: sharded training (FSDP2, ZeRO-3) has the head's weight in one piece only there.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.config.model import LoraConfig, ModelConfig
-from rlhf.models import attention
-from rlhf.models.embedded import resolve_model_path
-from rlhf.models.head import HeadSettings, Objective, policy_head, token_statistics
-from rlhf.models.packing import PackedBatch, TrainingSequence, pack
-from rlhf.models.padded import padded_hidden_states
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# largest difference of a log-prob between the streamed head and the model's own logits that rounding explains
-SELF_CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+from rlhf.models.attention import PLAN
+from rlhf.models.head import HeadSettings, Objective, TokenStatistics, policy_head, token_statistics
+from rlhf.models.lora import merged_weights
+from rlhf.models.packing import PackedBatch
+from rlhf.models.plain_path import plain_statistics
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyOutput:
-    """`loss` (a scalar in float32) carries the gradient; the statistics of the N target tokens are detached."""
+class PolicyOutput(NamedTuple):
+    """`loss`: float32 scalar; `logp_N`, `entropy_N` and, where asked for, `collision_N`, `max_prob_N`: float32, detached.
 
-    loss: Tensor
-    logp_N: Tensor
-    entropy_N: Tensor
+    A tuple, so that the hooks of DDP, FSDP2 and ZeRO-3 find the loss in it. FSDP2 casts a module's outputs to
+    `MixedPrecisionPolicy.output_dtype`: leave that unset, or at float32.
+    """
+
+    loss: torch.Tensor
+    logp_N: torch.Tensor
+    entropy_N: torch.Tensor
+    collision_N: torch.Tensor | None = None
+    max_prob_N: torch.Tensor | None = None
 
 
 class Policy(nn.Module):
-    """`model` is a transformers causal LM, or a PEFT model around one."""
+    """`model`: the HF model, or a PeftModel around it. `attention`: packed, or padded (the plain path)."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, *, packed: bool, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        *,
+        head: HeadSettings,
+        attention: Literal["packed", "padded"] = "packed",
+    ) -> None:
         super().__init__()
         self.model = model
-        self.packed = packed
-        config = self._causal_lm.config.get_text_config()
-        scale = getattr(config, "logit_scale", None) or 1.0
-        if getattr(config, "logits_scaling", None):
-            scale = 1.0 / config.logits_scaling
-        softcap = getattr(config, "final_logit_softcapping", None)
-        self.head_settings = HeadSettings(temperature=temperature, logit_softcap=softcap, logit_scale=scale)
+        self.head = head
+        self.attention = attention
+        # what Accelerate wraps block by block
+        self._no_split_modules = getattr(self.causal_lm, "_no_split_modules", None)
 
     @property
-    def _causal_lm(self) -> PreTrainedModel:
+    def causal_lm(self) -> PreTrainedModel:
+        """The HF model itself; adapters live inside its layers."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
-    def forward(
-        self, batch: PackedBatch, objective: Objective | None = None, *, elementwise: bool = True
-    ) -> PolicyOutput:
-        """Loss and statistics of the batch's N target tokens.
+    @property
+    def config(self) -> object:
+        return self.causal_lm.config
 
-        `objective(logp_n, entropy_n, rows)` gives the weighted loss of tokens `rows`; elementwise ones take the one-pass
-        head, others see all N tokens of the micro-batch at once. Without an objective only statistics are computed.
+    @property
+    def has_adapters(self) -> bool:
+        return isinstance(self.model, PeftModel)
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        objective: Objective | None = None,
+        *,
+        elementwise: bool = True,
+        with_extras: bool = False,
+    ) -> PolicyOutput:
+        """The loss sum_i objective(logp_i, entropy_i) over the batch's targets, and their statistics.
+
+        `elementwise`: the loss of a token depends on that token only; one visit of the head (see `policy_head`).
+        Otherwise `objective(logp_N, entropy_N, slice(None))` may be any differentiable function, and the head is visited
+        again in the backward pass; its result is summed. No objective: statistics only, without gradients.
+        A batch without targets gives a loss of 0 that depends on every trained parameter.
         """
-        hidden_ND = self._hidden_states(batch)
-        head = self._causal_lm.get_output_embeddings()
-        weight, bias = head.weight, getattr(head, "bias", None)
-        if not len(batch.target_N):
-            empty = hidden_ND.new_zeros(0, dtype=torch.float32)
-            return PolicyOutput(self._zero_loss(hidden_ND, weight), empty, empty)
         if objective is None:
             with torch.no_grad():
-                logp_N, entropy_N = token_statistics(hidden_ND, weight, batch.target_N, bias_V=bias, settings=self.head_settings)
-            return PolicyOutput(logp_N.new_zeros(()), logp_N, entropy_N)
-        if elementwise:
-            out = policy_head(hidden_ND, weight, batch.target_N, objective, bias_V=bias, settings=self.head_settings)
-            return PolicyOutput(out.loss, out.logp_N, out.entropy_N)
-        logp_N, entropy_N = token_statistics(hidden_ND, weight, batch.target_N, bias_V=bias, settings=self.head_settings)
-        loss = objective(logp_N, entropy_N, slice(None)).sum()
-        return PolicyOutput(loss, logp_N.detach(), entropy_N.detach())
+                statistics = self._statistics(batch, with_extras)
+            return PolicyOutput(statistics.logp_N.new_zeros(()), *statistics)
+        if elementwise and self.attention == "packed":
+            weight_VD, bias_V = self._head_weights()
+            return PolicyOutput(
+                *policy_head(
+                    self._hidden(batch),
+                    weight_VD,
+                    batch.target_N,
+                    objective,
+                    bias_V=bias_V,
+                    settings=self.head,
+                    with_extras=with_extras,
+                )
+            )
+        statistics = self._statistics(batch, with_extras)
+        loss = objective(statistics.logp_N, statistics.entropy_N, slice(None)).sum()
+        loss = loss.to(statistics.logp_N.dtype)
+        return PolicyOutput(loss, *(None if tensor is None else tensor.detach() for tensor in statistics))
 
-    def _hidden_states(self, batch: PackedBatch) -> Tensor:
-        body = self._causal_lm.base_model
-        if not self.packed:
-            return padded_hidden_states(body, batch)
-        output = body(
-            input_ids=batch.input_ids_T[None],
-            position_ids=batch.position_ids_T[None],
-            use_cache=False,
-            packed_plan=batch.plan,
-        )
-        hidden_TD = output.last_hidden_state[0]
-        if not len(batch.hidden_index_N):
-            return hidden_TD[:1]
-        return hidden_TD.index_select(0, batch.hidden_index_N)
+    def reference_logps(self, batch: PackedBatch) -> torch.Tensor:
+        """Log-probs (N,) of the base model, adapters off, without gradients.
 
-    def _zero_loss(self, hidden_ND: Tensor, weight: Tensor) -> Tensor:
-        """0, connected to the graph: an empty micro-batch must run the same backward as a full one."""
-        return (hidden_ND.float().sum() + weight[:1].float().sum()) * 0.0
-
-    def reference_logps(self, batch: PackedBatch) -> Tensor:
-        """Log-probs (N,) of the base model with adapters off. Raises ValueError without adapters: that needs a frozen copy."""
-        with torch.no_grad(), self._adapters_off():
-            return self(batch).logp_N
-
-    def _adapters_off(self) -> AbstractContextManager:
-        if not isinstance(self.model, PeftModel):
-            raise ValueError("a fully fine-tuned policy has no adapters to switch off: load a reference policy beside it")
-        return self.model.disable_adapter()
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-    @torch.no_grad()
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The full model for an engine: (Hugging Face name, tensor), a tied LM head left out.
-
-        Adapters are added in float32 to a copy of each weight: merging into the base and back would drift.
+        Raises ValueError for a policy without adapters: its starting weights are gone after the first update.
         """
-        if not isinstance(self.model, PeftModel):
-            yield from ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
-            return
-        merged = {
-            id(module.base_layer.weight): module for module in self.model.modules() if isinstance(module, LoraLayer)
-        }
-        for name, parameter in self._causal_lm.named_parameters():
-            if ".lora_" in name or "lora_embedding" in name:
-                continue
-            plain_name = name.replace(".base_layer.", ".")
-            module = merged.get(id(parameter))
-            if module is None:
-                yield plain_name, parameter.detach()
-                continue
-            full = parameter.detach().float()
-            for adapter in module.active_adapters:
-                full = full + module.get_delta_weight(adapter).float()
-            yield plain_name, full.to(parameter.dtype)
+        if not self.has_adapters:
+            raise ValueError("reference_logps needs LoRA: without adapters, load the reference as a second policy")
+        with torch.no_grad(), self.model.disable_adapter():
+            return self._statistics(batch, False).logp_N
 
-    def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """A full model for `AutoModelForCausalLM.from_pretrained`, or an adapter for `PeftModel.from_pretrained`."""
-        self.model.save_pretrained(folder)
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(name, parameter) of what is trained; a tied weight once."""
+        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def weights(self, state: Mapping[str, torch.Tensor] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """(HF parameter name, tensor) of the full model, for engines; a tied LM head is left out, adapters are merged on
+        a copy. Without adapters the tensors are the parameters themselves: use them before the next update.
+
+        `state`: tensors by this module's state-dict names, e.g. gathered from shards, instead of its own parameters.
+        """
+        values = None if state is None else self._by_model_name(state)
+        if isinstance(self.model, PeftModel):
+            yield from merged_weights(self.model, values)
+            return
+        for name, parameter in self.model.named_parameters():
+            yield name, (parameter if values is None else values[name]).detach()
+
+    def save(
+        self,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        state: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """A checkpoint that `AutoModelForCausalLM.from_pretrained` loads, or with adapters one that
+        `peft.PeftModel.from_pretrained` loads onto the base.
+
+        `state`: see `weights`; its tensors are saved in their own precision.
+        """
+        if isinstance(self.model, PeftModel):
+            # PEFT picks the adapters out of a state dict of the whole PeftModel
+            values = None if state is None else {name.removeprefix("model."): t for name, t in state.items()}
+            self.model.save_pretrained(folder, state_dict=values, save_embedding_layers=False)
+        elif state is None:
+            self.model.save_pretrained(folder)
+        else:
+            values = self._by_model_name(state)
+            wanted = {name for name, _ in self.model.named_parameters()}
+            tied = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - wanted
+            self.model.save_pretrained(folder, state_dict={n: t for n, t in values.items() if n not in tied})
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
-    @torch.no_grad()
     def self_check(self) -> None:
-        """Compare streamed log-probs with those of the model's own logits on a few tokens.
+        """See `rlhf.models.self_check`."""
+        from rlhf.models.self_check import self_check
 
-        Raises ValueError when they differ by more than rounding: an architecture whose head or attention does something
-        that this class does not know must not be trained.
-        """
-        vocabulary = self._causal_lm.get_input_embeddings().weight.shape[0]
+        self_check(self)
 
-        def ids(start: int, count: int) -> tuple[int, ...]:
-            return tuple((start + 7 * i) % vocabulary for i in range(count))
+    def _statistics(self, batch: PackedBatch, with_extras: bool) -> TokenStatistics:
+        if self.attention == "padded":
+            statistics = plain_statistics(self.causal_lm, batch, self.head.temperature)
+            return statistics if with_extras else statistics._replace(collision_N=None, max_prob_N=None)
+        weight_VD, bias_V = self._head_weights()
+        return token_statistics(
+            self._hidden(batch),
+            weight_VD,
+            batch.target_N,
+            bias_V=bias_V,
+            settings=self.head,
+            with_extras=with_extras,
+        )
 
-        sequences = [TrainingSequence(ids(5, 6), ids(40 + i, 3 + i)) for i in range(2)] + [TrainingSequence(ids(9, 4), ids(3, 4))]
-        device = next(self.parameters()).device
-        was_training = self.training
-        self.eval()
-        streamed_N = self(pack(sequences).to(device)).logp_N
-        expected = []
-        implementation = self._causal_lm.config._attn_implementation
-        self._causal_lm.set_attn_implementation("sdpa")
-        for sequence in sequences:
-            tokens = torch.tensor([sequence.prompt_ids + sequence.completion_ids], device=device)
-            logits = self.model(input_ids=tokens, use_cache=False).logits[0].float() / self.head_settings.temperature
-            logp = logits.log_softmax(-1)[len(sequence.prompt_ids) - 1 : -1]
-            expected.append(logp.gather(1, tokens[0, len(sequence.prompt_ids) :, None])[:, 0])
-        self._causal_lm.set_attn_implementation(implementation)
-        self.train(was_training)
-        worst = float((streamed_N - torch.cat(expected)).abs().max())
-        if not worst <= SELF_CHECK_TOLERANCE[next(self.parameters()).dtype]:
-            raise ValueError(
-                f"{type(self._causal_lm).__name__}: streamed log-probs differ from the model's own logits by {worst:.3g}. Its head or "
-                "attention has a step that the packed path does not know; try model.attention: padded and report the architecture"
-            )
+    def _hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """Final hidden states (N, D) at the positions that predict the targets."""
+        output = self.causal_lm.get_decoder()(
+            input_ids=batch.input_ids_T[None],
+            position_ids=batch.position_ids_T[None],
+            use_cache=False,
+            **{PLAN: batch.plan},
+        )
+        return output.last_hidden_state[0].index_select(0, batch.hidden_index_N)
 
+    def _head_weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        head = self.causal_lm.get_output_embeddings()
+        return head.weight, getattr(head, "bias", None)
 
-def load_policy(config: ModelConfig, *, temperature: float = 1.0, seed: int = 0, device: torch.device | str = "cpu") -> Policy:
-    """The checkpoint as a policy that scores at `temperature`; `seed` initialises adapters."""
-    attention.register()
-    packed = config.attention == "packed"
-    model = AutoModelForCausalLM.from_pretrained(
-        resolve_model_path(config.path),
-        revision=config.revision,
-        dtype=DTYPES[config.dtype],
-        attn_implementation=attention.ATTENTION if packed else "sdpa",
-        trust_remote_code=config.trust_remote_code,
-    )
-    model.to(device)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-    if config.lora is not None:
-        model = _with_adapters(model, config.lora, seed)
-    policy = Policy(model, packed=packed, temperature=temperature)
-    policy.self_check()
-    return policy
-
-
-def _with_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
-    torch.manual_seed(seed)
-    peft_config = PeftLoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=config.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    # adapters stay in float32 (peft's default); their products are cast to the base's dtype
-    return get_peft_model(model, peft_config)
-
-
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, with the configured chat template if there is one."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        resolve_model_path(config.path), revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
-    if config.chat_template is not None:
-        tokenizer.chat_template = Path(config.chat_template).read_text(encoding="utf-8")
-    return tokenizer
+    def _by_model_name(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        prefix = "model.base_model.model." if self.has_adapters else "model."
+        return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
