@@ -16,7 +16,7 @@ from rlhf.data.order import PromptStream
 from rlhf.data.seeds import derive_seed
 from rlhf.data.sources import load_held_out, load_prompts
 from rlhf.data.types import Sample
-from rlhf.models.policy import load_policy, load_tokenizer
+from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.rewards.scoring import RewardScorer
 from rlhf.rollouts.build import build_engine
 from rlhf.trainers.grpo import PolicyGradient
@@ -60,10 +60,10 @@ def run(config: GRPOConfig) -> Path:
     tokenizer = load_tokenizer(config.model)
     source = load_prompts(config.data, tokenizer, seed=config.run.seed)
     stream = PromptStream(source, derive_seed(config.run.seed, "order"))
-    policy = load_policy(config.model, temperature=config.sampling.temperature, seed=config.run.seed, device=accelerator.device)
+    policy = load_policy(config.model, temperature=config.sampling.temperature, seed=config.run.seed).to(accelerator.device)
     reference = None
     if config.algorithm.kl.coefficient > 0 and config.model.lora is None:
-        reference = load_policy(config.model, temperature=config.sampling.temperature, device=accelerator.device)
+        reference = load_policy(config.model, temperature=config.sampling.temperature).to(accelerator.device)
         reference.requires_grad_(False).eval()
     algorithm = PolicyGradient(config.algorithm, config.sampling.samples_per_prompt)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference)
