@@ -17,10 +17,14 @@ class Extraction(NamedTuple):
     alternative: str | None = None
 
 
+MIN_ECHO_CHARS = 10
+"""A shorter prompt may be part of an answer by chance."""
+
+
 def extract(completion: str, prompt: str | None = None) -> Extraction:
     """The answer of a completion; an echo of `prompt` is not part of it."""
     text = completion
-    if prompt and prompt.strip():
+    if prompt and len(prompt.strip()) >= MIN_ECHO_CHARS:
         text = text.replace(prompt.strip(), " ")
     text = without_thinking(text)
     boxes, unclosed, last_empty = _boxes(text)
@@ -177,14 +181,10 @@ def _last_value(text: str) -> Extraction:
 
 def _last_number_span(text: str) -> tuple[str, int, int] | None:
     """The last number, and the places of its first and last digit."""
-    position = len(text) - 1
-    while position >= 0 and not ("0" <= text[position] <= "9"):
-        position -= 1
-    if position < 0:
+    backwards = _NUMBER_BACKWARDS.search(text[::-1])
+    if backwards is None:
         return None
-    start = position
-    while start > 0 and (text[start - 1] in ".," or "0" <= text[start - 1] <= "9"):
-        start -= 1
+    start, position = len(text) - backwards.end(), len(text) - 1 - backwards.start()
     number = text[start : position + 1].lstrip(",")
     before = text[max(0, start - _TAIL_CHARS) : start].replace("\u2212", "-")
     fraction = _NUMERATOR.search(before)
@@ -195,6 +195,7 @@ def _last_number_span(text: str) -> tuple[str, int, int] | None:
     return number, start, position
 
 
+_NUMBER_BACKWARDS = re.compile(r"[0-9][0-9.,]*")
 _NUMERATOR = re.compile(r"(\d{1,50})/$")
 _SUBTRACTION = re.compile(r"(?:[\d)\]}]\s?|[^\W\d])-$")
 

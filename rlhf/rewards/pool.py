@@ -108,7 +108,7 @@ class _Worker:
         paths = [package_root, *(p for p in sys.path if p)]
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rlhf.rewards.worker", function, str(os.getpid())],
+            [sys.executable, "-P", "-m", "rlhf.rewards.worker", function, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -7,9 +7,8 @@ signs may be dropped, but two different units differ.
 
 import itertools
 
+from rlhf.rewards.expansion import written_out
 from rlhf.rewards.expression import (
-    MINUS_ONE,
-    ONE,
     Based,
     Constant,
     Degrees,
@@ -20,7 +19,6 @@ from rlhf.rewards.expression import (
     Multiply,
     Node,
     Number,
-    PlusMinus,
     Power,
     Quantity,
     Ratio,
@@ -31,19 +29,12 @@ from rlhf.rewards.expression import (
     Variable,
     Words,
     is_expression,
-    negate,
-    rebuild,
     subtract,
     variables,
-    walk,
 )
-from rlhf.rewards.limits import MAX_ALTERNATIVES, LimitExceeded
+from rlhf.rewards.intervals import MIRRORED, Intervals
 from rlhf.rewards.numeric import Evaluator
 from rlhf.rewards.units import conflicting
-
-_INFINITY = Constant("infinity")
-_MIRRORED = {">": "<", ">=": "<="}
-_REALS = Variable("real numbers")
 
 
 def same_answer(gold: Node, answer: Node, evaluator: Evaluator) -> bool:
@@ -52,57 +43,13 @@ def same_answer(gold: Node, answer: Node, evaluator: Evaluator) -> bool:
     Raises `LimitExceeded` when that cannot be found out within the limits, `Undefined` or `ParseError` when the gold
     answer has no value.
     """
-    return _Comparison(evaluator).same(_prepared(gold), _prepared(answer))
-
-
-def _prepared(node: Node) -> Node:
-    return _distributed(_expanded(node))
-
-
-def _expanded(node: Node) -> Node:
-    r"""Plus-minus signs written out: `1 \pm x` is the list of its values, merged into a list or set around it."""
-    if isinstance(node, Quantity):
-        return Quantity(_expanded(node.value), node.unit)
-    if isinstance(node, (ListOf, SetOf)):
-        items: list[Node] = []
-        for item in map(_expanded, node.items):
-            items.extend(item.items if isinstance(item, ListOf) else [item])
-        return SetOf(tuple(items)) if isinstance(node, SetOf) else ListOf(tuple(items), node.disjunction)
-    if isinstance(node, Relation) and node.operators == ("=",):
-        right = _expanded(node.sides[1])
-        if isinstance(right, ListOf) and not any(isinstance(n, PlusMinus) for n in walk(node.sides[0])):
-            return ListOf(tuple(Relation((node.sides[0], value), ("=",)) for value in right.items), right.disjunction)
-    signs = {n.index for n in walk(node) if isinstance(n, PlusMinus)}
-    if not signs:
-        return node
-    correlated = any(n.opposite for n in walk(node) if isinstance(n, PlusMinus))
-    if 2 ** len(signs) > MAX_ALTERNATIVES and not correlated:
-        raise LimitExceeded(f"more than {MAX_ALTERNATIVES} values of plus-minus signs")
-    choices = [(1,) * len(signs), (-1,) * len(signs)] if correlated else itertools.product((1, -1), repeat=len(signs))
-    return ListOf(tuple(_with_signs(node, dict(zip(sorted(signs), choice, strict=True))) for choice in choices))
-
-
-def _with_signs(node: Node, signs: dict[int, int]) -> Node:
-    if isinstance(node, PlusMinus):
-        return ONE if (signs[node.index] > 0) != node.opposite else MINUS_ONE
-    return rebuild(node, lambda child: _with_signs(child, signs))
-
-
-def _distributed(node: Node) -> Node:
-    """A number times a matrix or vector, multiplied out; structures inside structures likewise."""
-    if isinstance(node, Multiply):
-        structures = [f for f in node.factors if isinstance(f, (Matrix, Tuple))]
-        if len(structures) == 1:
-            scale = tuple(f for f in node.factors if f is not structures[0])
-            return rebuild(structures[0], lambda entry: Multiply((*scale, entry)))
-    if isinstance(node, (Matrix, Tuple, ListOf, SetOf, SetOperation, Relation)):
-        return rebuild(node, _distributed)
-    return node
+    return _Comparison(evaluator).same(written_out(gold), written_out(answer))
 
 
 class _Comparison:
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
+        self.intervals = Intervals(evaluator)
 
     def same(self, gold: Node, answer: Node) -> bool:
         self.evaluator.spend(50)
@@ -149,7 +96,7 @@ class _Comparison:
     def same_items(self, gold: tuple[Node, ...], answer: tuple[Node, ...], one: Node, other: Node) -> bool:
         """Equal as multisets: every item of the answer is some item of the gold, and none is used twice."""
         if len(gold) != len(answer):
-            intervals = self.intervals(one), self.intervals(other)
+            intervals = self.intervals.of(one), self.intervals.of(other)
             return None not in intervals and self.same_intervals(*intervals)
         if all(map(_comparable_at_once, gold, answer)) and self.same_in_order(gold, answer):
             return True
@@ -247,7 +194,7 @@ class _Comparison:
                     return True
             elif self.same_items(gold.parts, answer.parts, gold, answer):
                 return True
-        left, right = self.intervals(gold), self.intervals(answer)
+        left, right = self.intervals.of(gold), self.intervals.of(answer)
         if left is None or right is None or not self.same_intervals(left, right):
             return False
         names = [variables(n) for n in (gold, answer) if isinstance(n, (Relation, ListOf))]
@@ -255,95 +202,6 @@ class _Comparison:
 
     def same_intervals(self, gold: list[Tuple], answer: list[Tuple]) -> bool:
         return len(gold) == len(answer) and self.same_items(tuple(gold), tuple(answer), ListOf(()), ListOf(()))
-
-    def intervals(self, node: Node) -> list[Tuple] | None:
-        """A union of disjoint intervals and points in increasing order; None if `node` is not such a set."""
-        if node == _REALS:
-            return [_interval(negate(_INFINITY), _INFINITY)]
-        if isinstance(node, Tuple):
-            return [node] if len(node.items) == 2 and all(map(is_expression, node.items)) else None
-        if isinstance(node, SetOf):
-            return [Tuple("[", (item, item), "]") for item in node.items if is_expression(item)]
-        if isinstance(node, Relation):
-            return self.solution(node)
-        if isinstance(node, ListOf) and (node.disjunction or len(node.items) == 1):
-            node = SetOperation("union", node.items)
-        if isinstance(node, SetOperation) and node.name == "union":
-            parts = [self.intervals(part) for part in node.parts]
-            return None if None in parts else self.sorted_union([i for part in parts for i in part])
-        if isinstance(node, SetOperation) and node.name == "difference" and isinstance(node.parts[1], SetOf):
-            parts = self.intervals(node.parts[0])
-            for point in node.parts[1].items:
-                parts = self.without(parts, point)
-            return parts
-        return None
-
-    def solution(self, relation: Relation) -> list[Tuple] | None:
-        """The interval of an inequality between one variable and constants."""
-        sides, operators = list(relation.sides), list(relation.operators)
-        if operators == ["in"]:
-            return self.intervals(sides[1])
-        if not all(map(is_expression, sides)):
-            return None
-        if operators in (["!="], ["="]):
-            name, bound = sides if isinstance(sides[0], Variable) else sides[::-1]
-            if not isinstance(name, Variable) or variables(bound):
-                return None
-            if operators == ["="]:
-                return [Tuple("[", (bound, bound), "]")]
-            return [_interval(negate(_INFINITY), bound), _interval(bound, _INFINITY)]
-        if set(operators) <= {">", ">="}:
-            sides.reverse()
-            operators = [_MIRRORED[o] for o in reversed(operators)]
-        if not set(operators) <= {"<", "<="}:
-            return None
-        brackets = ["[" if o == "<=" else "(" for o in operators]
-        if len(sides) == 3 and isinstance(sides[1], Variable) and not variables(sides[0]) | variables(sides[2]):
-            return [Tuple(brackets[0], (sides[0], sides[2]), "]" if operators[1] == "<=" else ")")]
-        if len(sides) == 2 and isinstance(sides[0], Variable) and not variables(sides[1]):
-            return [Tuple("(", (negate(_INFINITY), sides[1]), "]" if operators[0] == "<=" else ")")]
-        if len(sides) == 2 and isinstance(sides[1], Variable) and not variables(sides[0]):
-            return [Tuple(brackets[0], (sides[0], _INFINITY), ")")]
-        return None
-
-    def sorted_union(self, parts: list[Tuple]) -> list[Tuple] | None:
-        """Parts in increasing order, those that touch (`[0,1)`, `[1,2]`) joined; unsorted where ends have no order."""
-        keyed = []
-        for part in parts:
-            ends = [None if variables(end) else self.evaluator.order(end) for end in part.items]
-            if None in ends:
-                return parts
-            keyed.append((ends[0], ends[1], part))
-        keyed.sort(key=lambda entry: (entry[0], entry[1]))
-        joined = keyed[:1]
-        for low, high, part in keyed[1:]:
-            _, end, before = joined[-1]
-            if low == end and (before.closing == "]" or part.opening == "["):
-                merged = Tuple(before.opening, (before.items[0], part.items[1]), part.closing)
-                joined[-1] = (joined[-1][0], high, merged)
-            else:
-                joined.append((low, high, part))
-        return [part for _, _, part in joined]
-
-    def without(self, parts: list[Tuple] | None, point: Node) -> list[Tuple] | None:
-        if parts is None or not is_expression(point) or variables(point):
-            return None
-        place = self.evaluator.order(point)
-        result = []
-        for part in parts:
-            low, high = (self.evaluator.order(end) for end in part.items)
-            if place is not None and low is not None and high is not None and low < place < high:
-                result += [
-                    Tuple(part.opening, (part.items[0], point), ")"),
-                    Tuple("(", (point, part.items[1]), part.closing),
-                ]
-            else:
-                result.append(part)
-        return result
-
-
-def _interval(low: Node, high: Node) -> Tuple:
-    return Tuple("(", (low, high), ")")
 
 
 def _without_unit(node: Node) -> Node:
@@ -414,7 +272,7 @@ def _differences(relation: Relation) -> list[tuple[str, Node]]:
     pairs = []
     for index, operator in enumerate(relation.operators):
         left, right = relation.sides[index], relation.sides[index + 1]
-        if operator in _MIRRORED:
-            operator, left, right = _MIRRORED[operator], right, left
+        if operator in MIRRORED:
+            operator, left, right = MIRRORED[operator], right, left
         pairs.append((operator, subtract(right, left)))
     return pairs

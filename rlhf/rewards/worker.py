@@ -24,7 +24,8 @@ def main(function_path: str, parent: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     module, _, name = function_path.partition(":")
     function = getattr(import_module(module), name)
-    import_module("mpmath.libmp")  # needed by the first irrational answer; its import must not count for that task
+    if "rlhf.rewards.numeric" in sys.modules:
+        import_module("mpmath.libmp")  # needed by the first irrational answer; its import must not count for that task
     replies.write('"ready"\n')
     replies.flush()
     for line in sys.stdin.buffer:

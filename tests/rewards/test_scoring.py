@@ -46,9 +46,9 @@ def short(completions, **kwargs): return [1.0]
 def nan(completions, **kwargs): return [math.nan if c == "bad" else 1.0 for c in completions]
 def word(completions, **kwargs): return ["high" if c == "bad" else 1.0 for c in completions]
 def single(completions, **kwargs): return 1.0
-def tensor(completions, **kwargs):
-    import torch
-    return torch.arange(len(completions)) / 2
+def array(completions, **kwargs):
+    import numpy
+    return numpy.arange(len(completions)) / 2
 def truth(completions, **kwargs): return [c == "bad" for c in completions]
 def hangs(completions, **kwargs): time.sleep(30)
 """
@@ -155,9 +155,9 @@ def test_asynchronous_functions_run_at_the_same_time(score: Score, make_sample: 
     assert [s.rewards for s in scored] == [{"slow_one": 1.0, "slow_two": 2.0, "slow_one_2": 1.0}] * 2
 
 
-def test_tensors_and_truth_values_are_numbers(score: Score, make_sample: Any) -> None:
-    scored = score(["tensor", "truth"], [make_sample("bad"), make_sample("good")])
-    assert [s.rewards for s in scored] == [{"tensor": 0.0, "truth": 1.0}, {"tensor": 0.5, "truth": 0.0}]
+def test_arrays_and_truth_values_are_numbers(score: Score, make_sample: Any) -> None:
+    scored = score(["array", "truth"], [make_sample("bad"), make_sample("good")])
+    assert [s.rewards for s in scored] == [{"array": 0.0, "truth": 1.0}, {"array": 0.5, "truth": 0.0}]
 
 
 @pytest.mark.parametrize(
