@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import gather_object
 
 from rlhf.config.training import TrackingConfig
@@ -155,8 +156,9 @@ class Trackers:
         """
         if not self._config.trackers:
             return
-        # Before init_trackers the list holds names (or a user's own tracker objects).
-        available = {getattr(tracker, "name", str(tracker)) for tracker in self._accelerator.log_with}
+        # What Accelerate was asked for and found installed: names, or a user's own tracker objects.
+        asked = self._accelerator.log_with
+        available = {tracker.name if isinstance(tracker, GeneralTracker) else str(tracker) for tracker in asked}
         for name in self._config.trackers:
             if name not in available:
                 raise ModuleNotFoundError(
