@@ -1,0 +1,84 @@
+"""Checkpoints: exact round trip, damage found and named, settings compared, pruning."""
+
+import errno
+
+import pytest
+import torch
+
+from rlhf.data.types import Prompt, Sample, Verdict
+from rlhf.training import checkpoint as module
+from rlhf.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    config_differences,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    prune,
+    save_checkpoint,
+)
+
+
+def make(step: int) -> Checkpoint:
+    parameter = torch.nn.Parameter(torch.randn(3, 2, generator=torch.Generator().manual_seed(step)))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    prompt = Prompt("task:1", (1, 2), [{"role": "user", "content": "2 + 2?"}], {"answer": "4"}, "arithmetic")
+    sample = Sample(prompt, 0, (5, 6), (-0.1, -0.30000000000000004), "stop", 3, 2**62 + 1, "4", {"correctness": 1.0}, 1.0, Verdict("right", "4"))
+    return Checkpoint({"step": step, "config": {}}, {"w": parameter.detach()}, optimizer.state_dict(), [sample])
+
+
+def test_round_trip_is_exact(tmp_path):
+    saved = make(4)
+    loaded = load_checkpoint(save_checkpoint(tmp_path, saved))
+    assert loaded.state == saved.state and loaded.pending == saved.pending
+    assert torch.equal(loaded.weights["w"], saved.weights["w"])
+    for key, value in saved.optimizer["state"][0].items():
+        assert torch.equal(loaded.optimizer["state"][0][key], value)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "state.json", "pending.jsonl", "manifest.json"])
+def test_damage_is_found_named_and_the_older_checkpoint_used(tmp_path, name):
+    save_checkpoint(tmp_path, make(4))
+    newest = save_checkpoint(tmp_path, make(8))
+    data = bytearray((newest / name).read_bytes())
+    data[len(data) // 2] ^= 255
+    (newest / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"step-000008"):
+        load_checkpoint(newest)
+    checkpoint, problems = newest_checkpoint(tmp_path)
+    assert checkpoint.state["step"] == 4 and len(problems) == 1
+
+
+def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_a_fresh_start(tmp_path):
+    assert newest_checkpoint(tmp_path) == (None, [])
+    (save_checkpoint(tmp_path, make(4)) / "weights.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint of this run is whole"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, make(4))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left.*MiB free"):
+        save_checkpoint(tmp_path, make(8))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"]
+    assert load_checkpoint(tmp_path / "step-000004").state["step"] == 4
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    for step in (2, 4, 6, 8):
+        save_checkpoint(tmp_path, make(step))
+    prune(tmp_path, keep_last=2, best_step=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000006", "step-000008"]
+
+
+def test_config_differences_name_what_matters_only():
+    saved = {"optimizer": {"lr": 0.1}, "batch": {"steps": 4, "epochs": 1}, "tracking": {"trackers": []}}
+    now = {"optimizer": {"lr": 0.2}, "batch": {"steps": 8, "epochs": 1}, "tracking": {"trackers": ["wandb"]}}
+    assert config_differences(saved, now) == ["  optimizer.lr: 0.1 in the checkpoint, 0.2 now"]
