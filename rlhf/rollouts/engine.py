@@ -24,7 +24,9 @@ class Request:
 
 
 class Engine(Protocol):
-    """Makes completions with the weights it was last given."""
+    """Makes completions with the weights it was last given, held in `dtype`."""
+
+    dtype: torch.dtype
 
     def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
         """Completions in the order of `requests`, not yet graded, with `text` decoded (special tokens dropped).

@@ -5,7 +5,7 @@
 2. The rank of the sampled token is computed by a function that torch.compile builds in C++ at the first request (10 to
    16 s). Here it runs as written.
 3. A token is drawn with vLLM's own noise, from seeds cut to 31 bits, at 7 ns for each token of the vocabulary. Here it is
-   drawn as in the transformers engine (sampling.py): in a third of the time, and with equal seeds to the same token.
+   drawn as in the transformers engine (sampling.py): in less than half of the time, and from equal seeds the same token.
 """
 
 import importlib

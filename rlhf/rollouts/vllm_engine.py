@@ -63,6 +63,7 @@ class VllmEngine:
         os.environ.update(FORCED_ENVIRONMENT)
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        self.dtype = dtype
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.version = 0
@@ -104,7 +105,8 @@ class VllmEngine:
             }
         else:
             arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        self._owns_process_group = not torch.distributed.is_initialized()
+        if not self._owns_process_group and torch.distributed.get_world_size() > 1:
             # one engine a rank on the rank's own device, in the process group that is there
             arguments["distributed_executor_backend"] = "external_launcher"
         try:
@@ -225,8 +227,13 @@ class VllmEngine:
         """Free the engine; idempotent."""
         self._dead = "it is closed"
         if self._llm is not None:
+            from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
+
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+            destroy_model_parallel()
+            if self._owns_process_group:
+                destroy_distributed_environment()
         for handler in self._handlers:
             logging.getLogger("vllm").removeHandler(handler)
             handler.close()
