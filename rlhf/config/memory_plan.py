@@ -12,9 +12,9 @@ BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 1024**3
 # float32 numbers of optimizer state for each trained parameter
 OPTIMIZER_STATES = {"adamw": 2}
-# what the streamed LM head holds at once of logits and their gradient, and the fewest tokens it visits at once
-HEAD_BLOCK_BYTES = 48 * 2**20
-HEAD_BLOCK_TOKENS = 16
+# logits that the streamed LM head holds at once, and for how many tokens at least (as rlhf/models/head_block.py)
+HEAD_BLOCK_BYTES = {"cpu": 48 * 2**20, "cuda": 256 * 2**20}
+HEAD_BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def memory_plan(
     if zero_stage >= 3 and world_size > 1:
         gathered = shape.block_parameters + shape.vocabulary * shape.hidden
         items.append(_item("gathered weights", gathered * b, 1, f"(one block + LM head) x {b}"))
-    items += [_activations(config, shape, world_size), _head(config, shape, world_size)]
+    items += [_activations(config, shape, world_size), _head(config, shape, world_size, device)]
     return MemoryPlan((*items, *_engine(config, shape, world_size, device)), parameters, trained)
 
 
@@ -126,9 +126,9 @@ def _activations(config: Any, shape: ModelShape, world_size: int) -> MemoryItem:
     return MemoryItem("activations", amount, f"{tokens:,} tokens of one micro-batch, {kept}")
 
 
-def _head(config: Any, shape: ModelShape, world_size: int) -> MemoryItem:
+def _head(config: Any, shape: ModelShape, world_size: int, device: str) -> MemoryItem:
     b, tokens = BYTES[config.model.dtype], micro_batch_tokens(config, world_size)
-    block = max(HEAD_BLOCK_BYTES, HEAD_BLOCK_TOKENS * shape.vocabulary * (8 + b))
+    block = min(max(HEAD_BLOCK_BYTES[device], HEAD_BLOCK_TOKENS * shape.vocabulary * b), tokens * shape.vocabulary * b)
     # hidden states and their gradient; the head's own gradient is summed in float32 where the head is trained
     amount = block + 2 * tokens * shape.hidden * b + (0 if config.model.lora else shape.vocabulary * shape.hidden * 4)
     return MemoryItem("LM head", amount, "a block of logits, hidden states, float32 sum of the head's gradient")

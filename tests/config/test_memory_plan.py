@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from rlhf.config.memory_plan import HEAD_BLOCK_BYTES, activation_bytes, memory_plan, micro_batch_tokens
+from rlhf.config.memory_plan import (
+    HEAD_BLOCK_BYTES,
+    HEAD_BLOCK_TOKENS,
+    activation_bytes,
+    memory_plan,
+    micro_batch_tokens,
+)
 from rlhf.config.model_shapes import PUBLISHED, ModelShape, UnknownShape, find_shape, shape_from_config
 
 SMALL = {
@@ -134,9 +140,13 @@ def test_sharding_divides_what_its_stage_divides(parse, stage, divided):
 
 
 def test_the_head_never_holds_the_logits_of_a_batch(parse):
+    from rlhf.models.head_block import DEFAULT_BLOCK_BYTES, MIN_DEFAULT_TOKENS
+
+    assert HEAD_BLOCK_BYTES == DEFAULT_BLOCK_BYTES and HEAD_BLOCK_TOKENS == MIN_DEFAULT_TOKENS
     shape = PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"]
+    block = HEAD_BLOCK_BYTES["cpu"]
     found = items(memory_plan(parse("--model.lora.rank", "8", "--batch.tokens_per_micro_batch", "8192"), shape))
-    assert found["LM head"] == HEAD_BLOCK_BYTES + 2 * 8192 * 896 * 2 < 8192 * 151_936 * 2 / 30
+    assert found["LM head"] == block + 2 * 8192 * 896 * 2 < 8192 * 151_936 * 2 / 30
     full = items(memory_plan(parse("--batch.tokens_per_micro_batch", "8192"), shape))
     assert full["LM head"] - found["LM head"] == 4 * 151_936 * 896
 
