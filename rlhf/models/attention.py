@@ -24,7 +24,7 @@ NAME = "rlhf_packed"
 # the forward keyword that carries the plan through the model
 PLAN = "attention_plan"
 # scores of one step, all heads
-STEP_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+STEP_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class _PackedAttention(torch.autograd.Function):
         query_THD, key_TKD, value_TKD = (_products(tensor) for tensor in (query_THD, key_TKD, value_TKD))
         flat = query_THD.new_empty(_slots(plan), heads, value_TKD.shape[-1])
         for step in _steps(plan, query_THD, key_TKD.shape[1]):
-            query, key, value = (step.queries(query_THD), step.keys(key_TKD), step.keys(value_TKD))
-            probability, _ = _probabilities(query, key, step, settings)
-            step.store(flat, torch.bmm(probability, value))
+            probability, _ = _probabilities(step.queries(query_THD), step.keys(key_TKD), step, settings)
+            step.store(flat, torch.bmm(probability, step.keys(value_TKD)))
+            del probability  # not alive beside the next step's
         return flat.index_select(0, plan.slot_T).to(dtype)
 
     @staticmethod
@@ -121,17 +121,12 @@ class _PackedAttention(torch.autograd.Function):
         sums = torch.promote_types(query_THD.dtype, torch.float32)
         by_key, by_value = (torch.zeros_like(tensor, dtype=sums) for tensor in (key_TKD, value_TKD))
         for step in _steps(plan, query_THD, key_TKD.shape[1]):
-            query, key, value = (step.queries(query_THD), step.keys(key_TKD), step.keys(value_TKD))
-            gradient = step.queries(gradient_THD)
-            probability, tanh = _probabilities(query, key, step, settings)
-            step.add(by_value, torch.bmm(probability.transpose(1, 2), gradient))
-            by_probability = torch.bmm(gradient, value.transpose(1, 2))
-            by_score = torch._softmax_backward_data(by_probability, probability, -1, probability.dtype)
-            if tanh is not None:
-                by_score.mul_(tanh.square_().neg_().add_(1))
-            by_score.mul_(settings.scaling)
-            step.store(flat, torch.bmm(by_score, key))
-            step.add(by_key, torch.bmm(by_score.transpose(1, 2), query))
+            by_query, by_keys, by_values = _gradients(
+                step.queries(query_THD), step.keys(key_TKD), step.keys(value_TKD), step.queries(gradient_THD), step, settings
+            )
+            step.store(flat, by_query)
+            step.add(by_key, by_keys)
+            step.add(by_value, by_values)
         return flat.index_select(0, plan.slot_T).to(dtype), by_key.to(dtype), by_value.to(dtype), None, None
 
 
@@ -203,6 +198,26 @@ def _probabilities(
     # finite, as a padded query may see no key at all and must not become NaN
     scores.view(pieces, -1, queries, keys).masked_fill_(hidden_R1CL, torch.finfo(scores.dtype).min)
     return torch.softmax(scores, -1), tanh
+
+
+def _gradients(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    gradient: torch.Tensor,
+    step: _Step,
+    settings: AttentionSettings,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of (query, key, value), from the gradient of the output; the scores are freed on return."""
+    probability, tanh = _probabilities(query, key, step, settings)
+    by_value = torch.bmm(probability.transpose(1, 2), gradient)
+    by_score = torch._softmax_backward_data(
+        torch.bmm(gradient, value.transpose(1, 2)), probability, -1, probability.dtype
+    )
+    if tanh is not None:
+        by_score.mul_(tanh.square_().neg_().add_(1))
+    by_score.mul_(settings.scaling)
+    return torch.bmm(by_score, key), torch.bmm(by_score.transpose(1, 2), query), by_value
 
 
 def _steps(plan: AttentionPlan, query_THD: torch.Tensor, key_heads: int) -> Iterator[_Step]:
