@@ -45,7 +45,7 @@ def decode(
     stop_token_ids: frozenset[int],
     sampling: SamplingConfig,
 ) -> list[Completion]:
-    """One completion for each (prompt, seed), drawn together; equal prompts that stand side by side share their prefill.
+    """One completion for each (prompt, seed), drawn together; equal prompts that stand side by side share a prefill.
 
     Row r's result is a function of (prompt r, seed r) and the weights; its neighbours change it by float rounding only.
     Raises FloatingPointError naming the row where the logits are not finite.
@@ -113,13 +113,11 @@ def _prefill(model: PreTrainedModel, cache: SlabCache, prompts: Sequence[tuple[i
 def _prefill_batch(
     model: PreTrainedModel, cache: SlabCache, prompts: list[tuple[int, ...]], width: int, first: int, source: list[int]
 ) -> None:
-    # padded on the right with an arbitrary id: causality keeps real tokens from seeing it, and the slots it leaves behind
-    # lie beyond the row's position until a drawn token overwrites them
+    # padded on the right with an arbitrary id: causality keeps real tokens from seeing it, and the slots it leaves
+    # behind lie beyond the row's position until a drawn token overwrites them
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     for index, prompt in enumerate(prompts):
         ids[index, : len(prompt) - 1] = torch.tensor(prompt[:-1], dtype=torch.long)
     cache.start_prefill(first, torch.tensor(source, device=model.device))
     position_ids = torch.arange(width, device=model.device).expand(len(prompts), -1)
-    model.base_model(
-        input_ids=ids.to(model.device), position_ids=position_ids, past_key_values=cache, use_cache=True
-    )
+    model.base_model(input_ids=ids.to(model.device), position_ids=position_ids, past_key_values=cache, use_cache=True)

@@ -1,4 +1,4 @@
-"""Drawing tokens: the random numbers belong to the sample (seed, position), the draw inverts the cumulative distribution."""
+"""Drawing tokens: random numbers that belong to (seed, position), put through the inverse cumulative distribution."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Draw:
 def uniforms(seed: int, count: int) -> np.ndarray:
     """The first `count` random numbers in [0, 1) of the sample with this seed, float64; number t decides token t.
 
-    Philox is counter-based (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): number t is a function of
-    (seed, t) alone, so no sample's draws depend on its neighbours, on the batch size or on how many tokens came before.
+    Philox is counter-based (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): number t is a function
+    of (seed, t) alone, so no sample's draws depend on its neighbours, the batch size or how many tokens are asked for.
     """
     return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
@@ -55,7 +55,7 @@ def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: SamplingCon
 
 
 def draw_from_logits(logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token_B, log_normaliser_B) of softmax(logits): a token a row, and what to subtract from a logit for its log-prob.
+    """(token_B, log_normaliser_B): a token a row from softmax(logits), and what a logit minus is its log-prob.
 
     `logits_BV`: float32, -inf for tokens never to be drawn. `uniform_B`: float64 in [0, 1).
     """
@@ -84,7 +84,7 @@ def truncate(logits_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
 
 
 def _invert_cdf(weight_BV: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token_B, total_B): the first token whose running sum of weights exceeds uniform * total, and the total (float64)."""
+    """(token_B, total_B): the first token whose running sum of weights exceeds uniform * total, and the total."""
     rows, vocabulary = weight_BV.shape
     block_BNK = F.pad(weight_BV, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
     mass_BN = block_BNK.sum(-1).double()

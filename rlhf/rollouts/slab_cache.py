@@ -1,7 +1,7 @@
 """The key-value cache of the decode loop and the attention that reads it, plugged into transformers' own interfaces.
 
-Every row owns a slab of slots, and slot i holds position i: whatever the lengths of the prompts, a mask needs nothing but
-positions, so it comes from lengths and never from token ids, and sliding windows need no special case.
+Every row owns a slab of slots, and slot i holds position i: whatever the lengths of the prompts, a mask needs nothing
+but positions, so it comes from lengths and never from token ids, and sliding windows need no special case.
 """
 
 from collections.abc import Callable
@@ -94,7 +94,7 @@ class SlabCache(Cache):
         super().__init__(layers=[SlabLayer(self.step) for _ in range(layers)])
 
     def start_prefill(self, first: int, source: torch.Tensor) -> None:
-        """The next forward holds prompts; row `first + i` of the cache takes over prompt `source[i]` of that forward."""
+        """The next forward holds prompts; row `first + i` of the cache takes over prompt `source[i]` of them."""
         self.step.first, self.step.last, self.step.source = first, first + len(source), source
 
     def start_decode(self, position_B: torch.Tensor, used: int) -> None:
@@ -137,7 +137,7 @@ def slab_attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one token a row over its slab: grouped query heads are folded into the query axis, nothing is repeated.
+    """Attention of one token a row over its slab; grouped query heads fold into the query axis, nothing is repeated.
 
     A prefill (more than one query) goes to transformers' SDPA. Raises NotImplementedError for soft-capped scores and
     attention sinks, which neither path computes.
@@ -170,7 +170,7 @@ def slab_mask(
     device: torch.device | str = "cpu",
     **kwargs: object,
 ) -> torch.Tensor | None:
-    """Additive mask (batch, 1, 1, kv_length) of a decode step with its own position in every row; prefill: SDPA's mask."""
+    """Additive mask (batch, 1, 1, kv_length) of a decode step, each row at its own position; prefill: SDPA's mask."""
     if not isinstance(q_offset, torch.Tensor):
         return sdpa_mask(
             batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, device=device, dtype=dtype, **kwargs

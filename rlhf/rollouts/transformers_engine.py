@@ -1,4 +1,4 @@
-"""Completions by the transformers model itself: deterministic to the bit on one machine, and the reference for other engines."""
+"""Completions by the transformers model itself: repeatable to the bit, and the reference for other engines."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +12,8 @@ from rlhf.rollouts.engine import EngineError, Request
 from rlhf.rollouts.slab_cache import ATTENTION
 from rlhf.rollouts.stop_tokens import resolve_stop_token_ids
 from rlhf.rollouts.weights import tensor_checksum
+
+CLOSED = "it is closed"
 
 
 class TransformersEngine:
@@ -48,13 +50,16 @@ class TransformersEngine:
         )
         check_decodable(model)
         self.model = model.to(device).eval().requires_grad_(False)
-        self._closed = False
+        self._unusable: str | None = None
 
     def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
-        """See `Engine.generate`. Bitwise repeatable for the same requests; raises EngineError after `close` and for
-        non-finite logits, ValueError for a prompt that leaves no room for `max_tokens`."""
-        if self._closed:
-            raise EngineError("the transformers engine is closed")
+        """See `Engine.generate`; bitwise repeatable for the same requests.
+
+        Raises EngineError after `close`, after a weight update that failed, and for non-finite logits; ValueError for a
+        prompt that leaves no room for `max_tokens`.
+        """
+        if self._unusable is not None:
+            raise EngineError(f"the transformers engine cannot be used: {self._unusable}")
         self._check_lengths(requests, sampling)
         stop_token_ids = resolve_stop_token_ids(sampling.stop_token_ids, self.tokenizer)
         # samples of one prompt side by side, so that they share a prefill even where a chunk ends
@@ -80,7 +85,8 @@ class TransformersEngine:
         except FloatingPointError as error:
             ids = ", ".join(f"{request.prompt.id}/{request.index}" for request in requests[:8])
             raise EngineError(
-                f"{error} (weights of version {self.version}, rows in order: {ids}, ...): the weights hold NaN or infinity"
+                f"{error} (weights of version {self.version}, rows in order: {ids}, ...): "
+                "the weights hold NaN or infinity"
             ) from error
 
     def _sample(self, request: Request, completion: Completion) -> Sample:
@@ -101,7 +107,8 @@ class TransformersEngine:
             if limit is not None and len(request.prompt.token_ids) + sampling.max_tokens > limit:
                 raise ValueError(
                     f"prompt {request.prompt.id!r} has {len(request.prompt.token_ids)} tokens; with max_tokens "
-                    f"{sampling.max_tokens} that exceeds the model's {limit} positions: lower max_tokens or max_prompt_tokens"
+                    f"{sampling.max_tokens} that exceeds the model's {limit} positions: "
+                    "lower max_tokens or max_prompt_tokens"
                 )
 
     @torch.no_grad()
@@ -109,23 +116,29 @@ class TransformersEngine:
         """See `Engine.load_weights`. A tied weight may come under either or both of its names.
 
         Raises KeyError for unknown or missing names, ValueError for another shape; the engine then holds mixed weights
-        and refuses to generate.
+        and refuses to generate until all weights are loaded. Raises EngineError after `close`.
         """
+        if self._unusable == CLOSED:
+            raise EngineError(f"the transformers engine cannot be used: {CLOSED}")
+        self._unusable = "a weight update broke off half-way"
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         missing = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        was_closed, self._closed = self._closed, True
         for name, tensor in weights:
             if name not in parameters:
                 raise KeyError(f"the engine's model has no parameter {name!r}; it has e.g. {sorted(parameters)[:3]}")
             target = parameters[name]
             if target.shape != tensor.shape:
-                raise ValueError(f"parameter {name!r}: the engine has {tuple(target.shape)}, given {tuple(tensor.shape)}")
+                raise ValueError(
+                    f"parameter {name!r}: the engine has {tuple(target.shape)}, given {tuple(tensor.shape)}"
+                )
             target.copy_(tensor)
             missing.pop(id(target), None)
         if missing:
             names = sorted(missing.values())
-            raise KeyError(f"{len(names)} parameters were not given, e.g. {names[:3]}: all weights must be replaced together")
-        self._closed = was_closed
+            raise KeyError(
+                f"{len(names)} parameters were not given, e.g. {names[:3]}: all weights must be replaced together"
+            )
+        self._unusable = None
         self.version = version
 
     def checksums(self) -> dict[str, str]:
@@ -136,5 +149,5 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the weights; idempotent."""
-        self._closed = True
+        self._unusable = CLOSED
         self.model.to("meta")

@@ -1,11 +1,12 @@
 """All that this project changes inside vLLM, and only on CPU. Versions are checked before anything is touched.
 
-1. On CPU, vLLM repacks the weights of linear layers and empties the originals. In-place updates then fail, and vLLM's own
-   reload leaves the packed copy of a tied LM head with the old weights, without an error. Here layers keep plain weights.
+1. On CPU, vLLM repacks the weights of linear layers and empties the originals. In-place updates then fail, and vLLM's
+   own reload leaves the packed copy of a tied LM head with the old weights, without an error. Here layers keep plain
+   weights.
 2. The rank of the sampled token is computed by a function that torch.compile builds in C++ at the first request (10 to
    16 s). Here it runs as written.
-3. A token is drawn with vLLM's own noise, from seeds cut to 31 bits, at 7 ns for each token of the vocabulary. Here it is
-   drawn as in the transformers engine (sampling.py): in less than half of the time, and from equal seeds the same token.
+3. A token is drawn with noise for each token of the vocabulary, from seeds cut to 31 bits. Here it is drawn as in the
+   transformers engine (sampling.py): in less than half of the time, and from equal seeds the same token.
 """
 
 import importlib
@@ -87,7 +88,7 @@ def draw_by_inverse_cdf(
     k: torch.Tensor | None,
     p: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Replaces vLLM's draw from logits (rows, vocabulary), already divided by the temperature: tokens (rows,), log-probs.
+    """Replaces vLLM's draw from logits (rows, vocabulary) at their temperature: tokens (rows,) and log-probs.
 
     `generators` by row carry a sample's seed; of rows without one (vLLM's own warm-up) the draw is arbitrary.
     """
@@ -126,6 +127,6 @@ def _attribute(module_name: str, name: str) -> tuple[ModuleType, Any]:
 
 def _unexpected(what: str) -> str:
     return (
-        f"vLLM {importlib.import_module('vllm').__version__} has no {what}, which rlhf/rollouts/vllm_cpu.py replaces on CPU: "
-        "install the pinned version (requirements/cpu.txt) or set `engine.type: transformers`"
+        f"vLLM {importlib.import_module('vllm').__version__} has no {what}, which rlhf/rollouts/vllm_cpu.py replaces "
+        "on CPU: install the pinned version (requirements/cpu.txt) or set `engine.type: transformers`"
     )

@@ -40,11 +40,11 @@ DEFAULT_ENVIRONMENT = {
 class VllmEngine:
     """Implements `Engine` with `vllm.LLM` in this process.
 
-    `model_path`: a folder or hub id. `max_model_len`: longest prompt + completion in tokens. `dtype`: precision of weights
-    and compute. `seed`: of vLLM's global generators only; every sample has its own. `log_file`: vLLM's log is appended to it.
-    Torch's default dtype, grad mode, threads and random states are afterwards as they were before.
-    Raises ModuleNotFoundError or ImportError where vLLM is missing or of an untested version, EngineError where it does not
-    start.
+    `model_path`: a folder or hub id. `max_model_len`: longest prompt + completion in tokens. `dtype`: precision of
+    weights and compute. `seed`: of vLLM's global generators only; every sample has its own. `log_file`: vLLM's log is
+    appended to it. Torch's default dtype, grad mode, threads and random states are afterwards as they were before.
+    Raises ModuleNotFoundError or ImportError where vLLM is missing or of an untested version, EngineError where it does
+    not start.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class VllmEngine:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.version = 0
-        self._dead: str | None = None
+        self._dead: str | None = None  # for good
+        self._mixed: str | None = None  # until all weights are loaded
         self._log: deque[str] = deque(maxlen=LOG_TAIL)
         arguments: dict[str, Any] = {
             "model": model_path,
@@ -116,9 +117,9 @@ class VllmEngine:
             raise self._error("vLLM did not start", error) from error
 
     def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
-        """See `Engine.generate`; the result is a function of the weights and the requests, up to float rounding of the batch.
+        """See `Engine.generate`; the same requests in one batch give the same samples, another batch other rounding.
 
-        Raises ValueError for a prompt that leaves no room for `max_tokens`, EngineError when the engine is or goes dead.
+        Raises ValueError for a prompt that leaves no room for `max_tokens`, EngineError when the engine fails.
         """
         self._check_alive()
         if not requests:
@@ -164,9 +165,10 @@ class VllmEngine:
         token_ids = tuple(output.token_ids)
         logps = tuple(position[token].logprob for position, token in zip(output.logprobs, token_ids, strict=True))
         if not all(map(math.isfinite, logps)):
-            self._dead = "its weights hold NaN or infinity"
+            self._mixed = "its weights hold NaN or infinity"
             raise EngineError(
-                f"sample {request.prompt.id}/{request.index}: the logits are not finite (weights of version {self.version})"
+                f"sample {request.prompt.id}/{request.index}: the logits are not finite "
+                f"(weights of version {self.version})"
             )
         if output.finish_reason not in ("stop", "length"):
             raise EngineError(
@@ -201,11 +203,11 @@ class VllmEngine:
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See `Engine.load_weights`. Raises KeyError for missing parameters; after any error the engine refuses to
         generate until all weights are loaded."""
-        self._check_alive(allow_mixed=True)
-        self._dead = "a weight update broke off half-way"
+        self._check_alive(needs_weights=False)
+        self._mixed = "a weight update broke off half-way"
         self._llm.apply_model(lambda model: load_in_place(model, weights))
         self._llm.reset_prefix_cache()
-        self._dead = None
+        self._mixed = None
         self.version = version
 
     def checksums(self) -> dict[str, str]:
@@ -213,12 +215,14 @@ class VllmEngine:
 
         Raises EngineError where a layer computes with a repacked copy of its weight, whose contents cannot be checked.
         """
-        self._check_alive()
+        self._check_alive(needs_weights=False)
 
         def read(model: torch.nn.Module) -> dict[str, str]:
             packed = packed_layers(model)
             if packed:
-                raise EngineError(f"vLLM repacked {len(packed)} layers, e.g. {packed[:3]}: weight updates would not reach them")
+                raise EngineError(
+                    f"vLLM repacked {len(packed)} layers, e.g. {packed[:3]}: weight updates would not reach them"
+                )
             return {name: tensor_checksum(tensor) for name, tensor in tensors_by_hf_name(model)}
 
         return self._llm.apply_model(read)[0]
@@ -239,9 +243,10 @@ class VllmEngine:
             handler.close()
         self._handlers = []
 
-    def _check_alive(self, allow_mixed: bool = False) -> None:
-        if self._dead is not None and not (allow_mixed and self._llm is not None):
-            raise EngineError(f"the vLLM engine cannot be used: {self._dead}")
+    def _check_alive(self, needs_weights: bool = True) -> None:
+        reason = self._dead or (self._mixed if needs_weights else None)
+        if reason is not None:
+            raise EngineError(f"the vLLM engine cannot be used: {reason}")
 
     def _error(self, what: str, error: Exception) -> EngineError:
         return EngineError(f"{what}: {type(error).__name__}: {error}\n{self._log_tail()}")

@@ -1,11 +1,11 @@
-"""Checksums that prove the engine runs the learner's weights: computed where the tensor lives, cheap enough for every step.
+"""Checksums that prove the engine runs the learner's weights: made where the tensor lives, cheap enough for every step.
 
-A tensor's bytes are read as 32-bit words and hashed by a multilinear function: in each block of words, sum word_i * key_i
-modulo 2^64 with fixed random odd keys; block sums are chained by a polynomial. (Carter and Wegman 1979, "Universal classes of
-hash functions"; Lemire and Kaser 2014, "Strongly universal string hashing is fast".) A change within one word always changes
-the block sum, since an odd key is invertible; any other change within a block that does not depend on the keys goes unnoticed with
-a probability of at most 2^-32. Order, shape and every bit count. Integer sums are exact, so every device gives the same result.
-Not cryptographic: it finds mistakes, not forgeries.
+A tensor's bytes are read as 32-bit words and hashed by a multilinear function: in each block of words, the sum of
+word_i * key_i modulo 2^64 with fixed random odd keys; block sums are chained by a polynomial (Carter and Wegman 1979,
+"Universal classes of hash functions"; Lemire and Kaser 2014, "Strongly universal string hashing is fast"). A change of
+one word always shows, since odd keys are invertible; any other change within a block that does not depend on the keys
+goes unnoticed with a probability of at most 2^-32. Order, shape and every bit count. Integer sums are exact, so every
+device gives the same result. Not cryptographic: it finds mistakes, not forgeries.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def _lookup(checksums: Mapping[str, str], name: str) -> str | None:
 
 @lru_cache(maxsize=4)
 def _keys(device: torch.device) -> torch.Tensor:
-    """Random odd 64-bit keys (words,), the same everywhere: drawn with a fixed seed on the CPU, independent of global state."""
+    """Random odd 64-bit keys (words,), the same everywhere: drawn with a fixed seed on the CPU."""
     generator = torch.Generator().manual_seed(20_260_101)
     keys = torch.randint(-(2**63), 2**63 - 1, (WORDS_PER_BLOCK,), generator=generator, dtype=torch.int64)
     return (keys | 1).to(device)

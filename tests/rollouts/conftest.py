@@ -92,4 +92,8 @@ def prompts(lengths: list[int], seed: int = 0) -> list[Prompt]:
 
 def requests(made: list[Prompt], samples: int = 1, run_seed: int = 0) -> list[Request]:
     """One request for each prompt and sample with seeds that do not depend on the order."""
-    return [Request(prompt, index, 1000 * run_seed + 10 * n + index) for n, prompt in enumerate(made) for index in range(samples)]
+    return [
+        Request(prompt, index, 1000 * run_seed + 10 * n + index)
+        for n, prompt in enumerate(made)
+        for index in range(samples)
+    ]

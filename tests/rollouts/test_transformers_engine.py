@@ -1,4 +1,4 @@
-"""The transformers engine against the model's own full forward and its own generate(), in float32 on tiny random models."""
+"""The transformers engine against the model's own full forward and generate(), in float32 on tiny random models."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,11 @@ FREE = SamplingConfig(max_tokens=20, stop_token_ids=[])
 
 def engine(path: Path, tokenizer: PreTrainedTokenizerFast, max_rows: int = 128) -> TransformersEngine:
     return TransformersEngine(
-        str(path), config=TransformersEngineConfig(max_rows=max_rows), tokenizer=tokenizer, dtype=torch.float32, device="cpu"
+        str(path),
+        config=TransformersEngineConfig(max_rows=max_rows),
+        tokenizer=tokenizer,
+        dtype=torch.float32,
+        device="cpu",
     )
 
 
@@ -33,7 +37,9 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def reference(name: str, checkpoints: dict[str, Path]) -> PreTrainedModel:
     """The same checkpoint with eager attention: no code shared with the engine's path."""
-    return AutoModelForCausalLM.from_pretrained(checkpoints[name], dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(
+        checkpoints[name], dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 @pytest.fixture
@@ -76,7 +82,11 @@ def test_greedy_equals_generate(tested: TransformersEngine, reference: PreTraine
     for sample in tested.generate(requests(prompts([5, 12, 1, 30])), sampling):
         ids = torch.tensor([sample.prompt.token_ids])
         expected = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, eos_token_id=[EOS, END_OF_TURN]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=[EOS, END_OF_TURN],
         )
         assert list(sample.completion_ids) == expected[0, ids.shape[1] :].tolist()
 
@@ -134,9 +144,9 @@ def test_stop_tokens_end_a_completion_and_belong_to_it(tested: TransformersEngin
     assert stopped.completion_ids == free.completion_ids[: first + 1]
     assert stopped.finish_reason == "stop" and free.finish_reason == "length"
     assert len(free.completion_ids) == 20
-    at_the_limit = tested.generate(
-        requests(prompts([8])), SamplingConfig(max_tokens=first + 1, stop_token_ids=[stop])
-    )[0]
+    at_the_limit = tested.generate(requests(prompts([8])), SamplingConfig(max_tokens=first + 1, stop_token_ids=[stop]))[
+        0
+    ]
     assert at_the_limit.finish_reason == "stop" and at_the_limit.completion_ids == stopped.completion_ids
 
 
@@ -182,19 +192,19 @@ def test_a_skipped_sync_is_named(name: str, tested: TransformersEngine) -> None:
     assert len(lines) == 1 and lines[0].startswith("model.layers.1.mlp.up_proj.weight:")
 
 
-def test_partial_or_wrong_weights_are_refused(
-    checkpoints: dict[str, Path], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_partial_or_wrong_weights_are_refused(checkpoints: dict[str, Path], tokenizer: PreTrainedTokenizerFast) -> None:
     tested = engine(checkpoints["llama"], tokenizer)
     weights = dict(llama(seed=1).named_parameters())
-    with pytest.raises(KeyError, match="no parameter 'base_model.lm_head.weight'"):
+    with pytest.raises(KeyError, match=r"no parameter 'base_model.lm_head.weight'"):
         tested.load_weights([("base_model.lm_head.weight", weights["lm_head.weight"])], 1)
     with pytest.raises(ValueError, match=r"lm_head.weight.*\(64, 48\).*\(48, 64\)"):
         tested.load_weights([("lm_head.weight", weights["lm_head.weight"].T)], 1)
-    with pytest.raises(KeyError, match="1 parameters were not given.*lm_head"):
+    with pytest.raises(KeyError, match=r"1 parameters were not given.*lm_head"):
         tested.load_weights([(name, weight) for name, weight in weights.items() if name != "lm_head.weight"], 1)
-    with pytest.raises(EngineError, match="closed"):
+    with pytest.raises(EngineError, match="broke off half-way"):
         tested.generate(requests(prompts([4])), FREE)
+    tested.load_weights(weights.items(), 2)
+    assert tested.generate(requests(prompts([4])), FREE)[0].policy_version == 2
 
 
 def test_non_finite_weights_and_closing_are_loud(
@@ -211,6 +221,8 @@ def test_non_finite_weights_and_closing_are_loud(
     tested.close()
     with pytest.raises(EngineError, match="closed"):
         tested.generate(requests(prompts([4])), FREE)
+    with pytest.raises(EngineError, match="closed"):
+        tested.load_weights(bad.named_parameters(), 4)
 
 
 def test_a_prompt_too_long_for_the_model_is_named(tested: TransformersEngine) -> None:
