@@ -2,8 +2,8 @@
 
     python benchmarks/decode.py [--rows 32] [--tokens 64] [--threads 2] [--repeat 3] [--dtype bfloat16] [--json]
 
-Every variant runs in its own process, one after another (set the environment that `make` sets, see Makefile: RUN). The first
-run of a variant is dropped, the median of the rest reported. Tokens after a row's end do not count.
+Every variant runs in its own process, one after another (set the environment that `make` sets, see Makefile: RUN).
+The first run of a variant is dropped, the median of the rest reported. Tokens after a row's end do not count.
 """
 
 import argparse

@@ -65,6 +65,7 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         self.dtype = dtype
         self.tokenizer = tokenizer
+        self.dtype = dtype
         self.max_model_len = max_model_len
         self.version = 0
         self._dead: str | None = None  # for good
