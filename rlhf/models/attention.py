@@ -1,11 +1,12 @@
 """Attention over a packed batch, registered with transformers: exact, without padding the model's other layers.
 
-Each bucket of the plan gathers its queries and keys by index and runs as batched matrix products (on CPU these use the matrix units,
-which the fused kernel's backward pass does not). Only queries, keys and values are kept for the backward pass, which computes
-scores again, so memory grows with the number of tokens. On CUDA in half precision the varlen flash kernel is used instead.
+Each bucket of the plan gathers its queries and keys by index and runs as batched matrix products (on CPU these use the
+matrix units, which the fused kernel's backward pass does not). Only queries, keys and values are kept for the backward
+pass, which computes scores again, so memory grows with the number of tokens. On CUDA in half precision the varlen flash
+kernel is used instead.
 
-Shapes: T tokens, H query heads, K key heads, G = H / K queries sharing a key head, D head size; a bucket has R pieces of
-C queries and L keys.
+Shapes: T tokens, H query heads, K key heads, G = H / K queries sharing a key head, D head size; a bucket has R pieces
+of C queries and L keys.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ STEP_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """Scores are scaling * q k, then softcap * tanh(scores / softcap); a query sees the last `window` keys, itself included."""
+    """Scores are scaling * q k, then softcap * tanh(scores / softcap); a query sees the last `window` keys, itself
+    included."""
 
     scaling: float
     softcap: float | None = None
@@ -52,14 +54,15 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function for query (1, H, T, D), key and value (1, K, T, D); returns (1, T, H, D).
 
-    Raises ValueError for what it does not compute exactly: attention sinks, dropout, masks, other batches than the plan's.
+    Raises ValueError for what it does not compute exactly: attention sinks, dropout, masks, other batches than the
+    plan's.
     """
     plan: AttentionPlan | None = kwargs.get(PLAN)
     name = type(module).__name__
     if plan is None:
         raise ValueError(
-            f"{name} called packed attention without a plan: the architecture does not pass keyword arguments on, or the "
-            "model was called outside Policy.forward. Use `attention: padded` for this model"
+            f"{name} called packed attention without a plan: the architecture does not pass keyword arguments on, or "
+            "the model was called outside Policy.forward. Use `attention: padded` for this model"
         )
     problems = {
         "attention sinks (s_aux)": s_aux is not None or kwargs.get("sinks") is not None,
@@ -122,7 +125,12 @@ class _PackedAttention(torch.autograd.Function):
         by_key, by_value = (torch.zeros_like(tensor, dtype=sums) for tensor in (key_TKD, value_TKD))
         for step in _steps(plan, query_THD, key_TKD.shape[1]):
             by_query, by_keys, by_values = _gradients(
-                step.queries(query_THD), step.keys(key_TKD), step.keys(value_TKD), step.queries(gradient_THD), step, settings
+                step.queries(query_THD),
+                step.keys(key_TKD),
+                step.keys(value_TKD),
+                step.queries(gradient_THD),
+                step,
+                settings,
             )
             step.store(flat, by_query)
             step.add(by_key, by_keys)
@@ -132,7 +140,8 @@ class _PackedAttention(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Step:
-    """Some pieces of a bucket: small enough to hold the scores of all heads; `slot` is their first place in the flat output."""
+    """Some pieces of a bucket: small enough to hold the scores of all heads; `slot` is their first place in the flat
+    output."""
 
     bucket: Bucket
     rows: slice
@@ -168,18 +177,23 @@ class _Step:
         index_RL = self.bucket.key_RL[self.rows]
         pieces, keys = index_RL.shape
         unfolded = folded.view(pieces, self.key_heads, keys, -1).transpose(1, 2)
-        total_TKD.index_add_(0, index_RL.flatten(), unfolded.reshape(pieces * keys, *total_TKD.shape[1:]).to(total_TKD.dtype))
+        total_TKD.index_add_(
+            0, index_RL.flatten(), unfolded.reshape(pieces * keys, *total_TKD.shape[1:]).to(total_TKD.dtype)
+        )
 
-    def hidden(self, window: int | None) -> torch.Tensor:
-        """True where a query must not see a key: (R, 1, C, L)."""
+    def hide(self, scores: torch.Tensor, window: int | None) -> None:
+        """Overwrite the scores (R * K, G * C, L) of keys that a query must not see."""
         queries, keys = self.bucket.query_RC.shape[1], self.bucket.key_RL.shape[1]
         device = self.bucket.query_RC.device
         last_RC1 = (self.bucket.offset_R[self.rows, None] + torch.arange(queries, device=device)).unsqueeze(-1)
-        key_L = torch.arange(keys, device=device)
+        first = self.bucket.seen_by_all if window is None else 0
+        key_L = torch.arange(first, keys, device=device)
         hidden_RCL = key_L > last_RC1
         if window is not None:
             hidden_RCL |= key_L <= last_RC1 - window
-        return hidden_RCL.unsqueeze(1)
+        masked = scores.view(len(last_RC1), -1, queries, keys)[..., first:]
+        # finite, as a padded query may see no key at all and must not become NaN
+        masked.masked_fill_(hidden_RCL.unsqueeze(1), torch.finfo(scores.dtype).min)
 
 
 def _probabilities(
@@ -193,10 +207,7 @@ def _probabilities(
         scores = tanh * settings.softcap
     else:
         scores.mul_(settings.scaling)
-    hidden_R1CL = step.hidden(settings.window)
-    pieces, _, queries, keys = hidden_R1CL.shape
-    # finite, as a padded query may see no key at all and must not become NaN
-    scores.view(pieces, -1, queries, keys).masked_fill_(hidden_R1CL, torch.finfo(scores.dtype).min)
+    step.hide(scores, settings.window)
     return torch.softmax(scores, -1), tanh
 
 
@@ -221,7 +232,9 @@ def _gradients(
 
 
 def _steps(plan: AttentionPlan, query_THD: torch.Tensor, key_heads: int) -> Iterator[_Step]:
-    allowed = STEP_BYTES.get(query_THD.device.type, STEP_BYTES["cpu"]) // (query_THD.shape[1] * query_THD.dtype.itemsize)
+    allowed = STEP_BYTES.get(query_THD.device.type, STEP_BYTES["cpu"]) // (
+        query_THD.shape[1] * query_THD.dtype.itemsize
+    )
     slot = 0
     for bucket in plan.buckets:
         pieces, queries = bucket.query_RC.shape

@@ -1,7 +1,7 @@
 """Which token of a packed batch attends to which: index tensors for the attention function, built once a batch.
 
-The batch is a row of T tokens cut into segments. A segment's tokens attend causally to each other and to all tokens of the segment's
-prefix, which is a stretch earlier in the row (the prompt that a group of completions shares), or nothing.
+The batch is a row of T tokens cut into segments. A segment's tokens attend causally to each other and to all tokens of
+the segment's prefix, which is a stretch earlier in the row (the prompt that a group of completions shares), or nothing.
 """
 
 from collections.abc import Sequence
@@ -35,18 +35,20 @@ class Bucket:
 
     `query_RC` and `key_RL` are positions in the packed row; padded queries hold T, padded keys 0. Query i of piece r
     sees key j where j <= offset_R[r] + i: as own keys are the last, this hides a valid query's padded keys too.
+    `seen_by_all`: this many first keys need no mask, unless there is a window.
     """
 
     query_RC: torch.Tensor
     key_RL: torch.Tensor
     offset_R: torch.Tensor
+    seen_by_all: int
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """For the padded batched products, `buckets` and `slot_T`: the place of each token in the concatenated, flattened queries of
-    all buckets. For varlen kernels: segments in order of the row, their cumulative lengths of queries and keys,
-    int32 (S + 1), and the keys' positions one behind another."""
+    """For the padded batched products, `buckets` and `slot_T`: the place of each token in the concatenated, flattened
+    queries of all buckets. For varlen kernels: segments in order of the row, their cumulative lengths of queries and
+    keys, int32 (S + 1), and the keys' positions one behind another."""
 
     length: int
     buckets: tuple[Bucket, ...]
@@ -150,7 +152,8 @@ def _bucket(pieces: list[_Piece], length: int) -> Bucket:
         start = piece.segment.start + piece.first
         query_RC[row, : piece.queries] = torch.arange(start, start + piece.queries)
         key_RL[row, : piece.keys] = _key_positions(piece.segment, piece.first + piece.queries)
-    return Bucket(query_RC, key_RL, torch.tensor([p.offset for p in pieces]))
+    offsets = [piece.offset for piece in pieces]
+    return Bucket(query_RC, key_RL, torch.tensor(offsets), min(offsets) + 1)
 
 
 def _key_positions(segment: Segment, own: int) -> torch.Tensor:

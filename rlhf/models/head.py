@@ -1,14 +1,17 @@
-"""The streamed LM head: log-probs and entropies of target tokens, and their gradients, without a tokens x vocabulary tensor.
+"""The streamed LM head: log-probs, entropies and their gradients without a tokens x vocabulary tensor.
 
-Tokens are visited in blocks. One visit computes a block's logits, its softmax statistics and, where gradients are wanted, the
-gradient of the logits in the same memory, from which the gradients of hidden states and weight follow at once.
+Tokens are visited in blocks. One visit computes a block's logits, its softmax statistics and, where gradients are
+wanted, the gradient of the logits in the same memory, from which the gradients of hidden states and weight follow at
+once.
 
-With x_v the logits of one token (after scale, softcap and temperature), p = softmax(x), H = -sum_v p_v log p_v and target t:
+With x_v the logits of one token (after scale, softcap and temperature), p = softmax(x), H = -sum_v p_v log p_v and
+target t:
     d log p_t / d x_v = [v = t] - p_v
     d H / d x_v       = -p_v (log p_v + H)
-so the gradient of any loss is known from two numbers a token, dloss/dlogp and dloss/dentropy. Where the loss is a sum of terms that
-each depend on one token (clipping, CISPO, KL estimates, importance weights, entropy bonus), these are known in the same
-visit, and the head is passed once (`policy_head`). Otherwise `token_statistics` visits again in the backward pass.
+so the gradient of any loss is known from two numbers a token, dloss/dlogp and dloss/dentropy. Where the loss is a sum
+of terms that each depend on one token (clipping, CISPO, KL estimates, importance weights, entropy bonus), these are
+known in the same visit, and the head is passed once (`policy_head`). Otherwise `token_statistics` visits again in the
+backward pass.
 
 Shapes: N target tokens, D hidden size, V vocabulary, n tokens of one block.
 """
@@ -29,7 +32,9 @@ Coefficients = Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor,
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How hidden states become log-probs: logits * logit_scale, then softcap * tanh(logits / softcap), then / temperature.
+    """How hidden states become log-probs.
+
+    Logits are multiplied by `logit_scale`, capped to softcap * tanh(logits / softcap), and divided by `temperature`.
 
     `block_bytes`: memory for the logits of one block; None: 48 MiB on CPU and 256 MiB on CUDA, at least 128 tokens.
     """
@@ -49,8 +54,11 @@ class HeadSettings:
 
 
 class TokenStatistics(NamedTuple):
-    """Per target token, float32 (float64 for float64 inputs): log p_target, entropy in nats, and where asked for the
-    collision probability sum_v p_v^2 and max_v p_v (both without gradient)."""
+    """Per target token, float32 (float64 for float64 inputs).
+
+    log p_target, entropy in nats, and where asked for the collision probability sum_v p_v^2 and max_v p_v (both
+    without gradient).
+    """
 
     logp_N: torch.Tensor
     entropy_N: torch.Tensor
@@ -102,9 +110,9 @@ def policy_head(
 
     `objective(logp_n, entropy_n, rows)` returns the already weighted loss of each token of `rows` (a slice of the N
     targets), shape (n,). It must be elementwise: the loss of a token may depend on that token's log-prob and entropy
-    and on constants. Gradients flow to hidden states, weight and bias only, not to tensors that `objective` closes over.
-    Inputs that need no gradient cost none; under `torch.no_grad` only statistics and the loss's value are computed.
-    Raises ValueError when shapes do not fit together or `objective` returns another shape.
+    and on constants. Gradients flow to hidden states, weight and bias only, not to tensors that `objective` closes
+    over. Inputs that need no gradient cost none; under `torch.no_grad` only statistics and the loss's value are
+    computed. Raises ValueError when shapes do not fit together or `objective` returns another shape.
     """
     settings = settings or HeadSettings()
     hidden_ND, weight_VD, bias_V = _prepare(hidden_ND, weight_VD, target_N, bias_V)
@@ -151,7 +159,9 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx: Any, loss_gradient: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("the one-pass head was differentiated twice: its gradients are consumed by the first backward")
+            raise RuntimeError(
+                "the one-pass head was differentiated twice: its gradients are consumed by the first backward"
+            )
         if loss_gradient is None:
             return (None,) * 8
         hidden, weight, bias = (None if g is None else g.mul_(loss_gradient.to(g.dtype)) for g in gradients)
@@ -246,8 +256,8 @@ def _differentiate(
         loss_n = objective(*inputs, rows)
         if loss_n.shape != logp_n.shape:
             raise ValueError(
-                f"the objective returned shape {tuple(loss_n.shape)} for {logp_n.shape[0]} tokens: it must return one loss "
-                "a token; for losses over whole sequences use token_statistics (elementwise=False)"
+                f"the objective returned shape {tuple(loss_n.shape)} for {logp_n.shape[0]} tokens: it must return "
+                "one loss a token; for losses over whole sequences use token_statistics (elementwise=False)"
             )
         loss = loss_n.sum().to(logp_n.dtype)
         by_logp_n, by_entropy_n = None, None
@@ -262,7 +272,8 @@ def _prepare(
     """Checks shapes, and brings the inputs to one precision: autocast's where it is on, else the weight's."""
     if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
         raise ValueError(
-            f"hidden states {tuple(hidden_ND.shape)} and LM head weight {tuple(weight_VD.shape)} must be (N, D) and (V, D)"
+            f"hidden states {tuple(hidden_ND.shape)} and LM head weight {tuple(weight_VD.shape)} "
+            "must be (N, D) and (V, D)"
         )
     if target_N.shape != hidden_ND.shape[:1]:
         raise ValueError(f"{hidden_ND.shape[0]} hidden states but targets of shape {tuple(target_N.shape)}")

@@ -1,5 +1,6 @@
-"""The arithmetic of one block of the streamed LM head: logits, softmax statistics, and the gradient in the same memory."""
+"""One block of the streamed LM head: logits, softmax statistics, and the gradient in the same memory."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,8 @@ MIB = 1 << 20
 DEFAULT_BLOCK_BYTES = {"cpu": 48 * MIB, "cuda": 256 * MIB}
 # a weight's gradient is read and written once a block, so a block must hold enough tokens to pay for that
 MIN_DEFAULT_TOKENS = 128
-# float32 rows whose elementwise work is done together: on CPU small enough for the cache, on CUDA large enough to fill the device
+# float32 rows whose elementwise work is done together: on CPU small enough for the cache, on CUDA large enough to fill
+# the device
 STEP_BYTES = {"cpu": 2 * MIB, "cuda": 128 * MIB}
 # vocabulary rows whose weight, or gradient of it, is held in a second precision at once
 SLICE_BYTES = 8 * MIB
@@ -80,7 +82,7 @@ class Projection:
         """(weight's, bias's) gradients; they stay in float32 until autograd casts them to the parameter's precision."""
         return self._by_weight_VD, self._by_bias_V
 
-    def _weights(self):
+    def _weights(self) -> Iterator[tuple[slice, torch.Tensor]]:
         for rows in self._whole if self.weight_VD.dtype == self.dtype else self._slices:
             yield rows, self.weight_VD[rows].to(self.dtype)
 
@@ -174,12 +176,12 @@ class Block:
             e_kV.copy_(exact_kV)
         return buffer_nV.scatter_(1, target_n[:, None], (scale * at_target_n1).to(buffer_nV.dtype))
 
-    def _steps(self):
+    def _steps(self) -> Iterator[slice]:
         for start in range(0, self._size, self._step):
             yield slice(start, min(start + self._step, self._size))
 
     def _transformed_logits(self, rows: slice) -> torch.Tensor:
-        """Some of the block's logits in float32 after bias, scale, softcap and temperature (k, V); may be overwritten."""
+        """Some logits (k, V) in float32 after bias, scale, softcap and temperature; may be overwritten."""
         settings, raw_kV = self.settings, self._buffer_nV[rows]
         x_kV = raw_kV if self._shift_kV is None else self._shift_kV[: rows.stop - rows.start].copy_(raw_kV)
         if self.projection.bias_V is not None:
@@ -191,7 +193,7 @@ class Block:
         return x_kV if scale == 1 else x_kV.mul_(scale)
 
     def _softcap_slope(self, logits: torch.Tensor) -> torch.Tensor:
-        """d softcap(u) / du = 1 - tanh(u)^2 from the logits after temperature, which are softcap * tanh(u) / temperature."""
+        """d softcap(u) / du = 1 - tanh(u)^2, from final logits softcap * tanh(u) / temperature."""
         tanh = (logits * (self.settings.temperature / self.settings.logit_softcap)).clamp_(-1, 1)
         return tanh.square_().neg_().add_(1)
 

@@ -60,8 +60,8 @@ def load_policy(config: ModelConfig, *, temperature: float = 1.0, seed: int = 0)
     _keep_generation_config_saveable(model)
     if config.dtype == "bfloat16" and not torch.cuda.is_available() and not cpu_has_bfloat16_matmul():
         warnings.warn(
-            "this CPU has no bfloat16 instructions (AVX512 or AMX): matrix products run about ten times slower than in float32. "
-            "Set `dtype: float32` in the model section",
+            "this CPU has no bfloat16 instructions (AVX512 or AMX): matrix products run about ten times slower "
+            "than in float32. Set `dtype: float32` in the model section",
             stacklevel=2,
         )
     if config.gradient_checkpointing:
@@ -75,7 +75,8 @@ def load_policy(config: ModelConfig, *, temperature: float = 1.0, seed: int = 0)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, with the configured chat template. A missing pad token is fine: masks come from lengths.
+    """The checkpoint's tokenizer, with the configured chat template. A missing pad token is fine: masks come from
+    lengths.
 
     Raises FileNotFoundError where the chat template's file is missing.
     """
@@ -91,8 +92,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def head_settings(model_config: Any, temperature: float = 1.0) -> HeadSettings:
-    """How this architecture's logits are scaled and capped, where its config says so; what it does not say, the policy's
-    self-check finds."""
+    """How this architecture's logits are scaled and capped, where its config says so; what it does not say, the
+    policy's self-check finds."""
     text = model_config.get_text_config()
     scale = getattr(text, "logit_scale", None)  # Cohere
     if scale is None and (scaling := getattr(text, "logits_scaling", None)) is not None:
@@ -115,13 +116,14 @@ def _refuse_unknown_layers(model_config: Any) -> None:
     unknown = set(getattr(model_config.get_text_config(), "layer_types", None) or ()) - KNOWN_LAYER_TYPES
     if unknown:
         raise UnsupportedArchitecture(
-            f"{model_config.model_type} has layers of type {', '.join(sorted(unknown))}, which packed batches do not support: "
-            "set `attention: padded` in the model section"
+            f"{model_config.model_type} has layers of type {', '.join(sorted(unknown))}, which packed batches do not "
+            "support: set `attention: padded` in the model section"
         )
 
 
 def _keep_generation_config_saveable(model: Any) -> None:
-    """Some published generation configs are invalid, and transformers refuses to save them: after the training, not before."""
+    """Some published generation configs are invalid, and transformers refuses to save them: after the training, not
+    before."""
     generation = model.generation_config
     if generation is None:
         return

@@ -15,8 +15,8 @@ def forwarded_tokens(sequences: Sequence[TrainingSequence]) -> int:
 def micro_batches(sequences: Sequence[TrainingSequence], token_budget: int) -> list[list[int]]:
     """Indices of `sequences` by micro-batch, each of at most `token_budget` forwarded tokens.
 
-    Samples of a prompt stay together where they fit: a group that exceeds the budget is cut, and its prompt forwarded in
-    each part. A sequence that alone exceeds the budget is a micro-batch of its own. Similar lengths go together, as
+    Samples of a prompt stay together where they fit: a group that exceeds the budget is cut, and its prompt forwarded
+    in each part. A sequence that alone exceeds the budget is a micro-batch of its own. Similar lengths go together, as
     they share the padded shapes of the attention. A pure function of its arguments; an empty list for no sequences.
     Raises ValueError for a budget below 1.
     """
@@ -45,13 +45,13 @@ def even_out(batches: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     Raises ValueError where there are more than `count` already.
     """
     if len(batches) > count:
-        raise ValueError(f"{len(batches)} micro-batches cannot be evened out to {count}: take the largest count of all ranks")
+        raise ValueError(
+            f"{len(batches)} micro-batches cannot be evened out to {count}: take the largest count of all ranks"
+        )
     return [list(members) for members in batches] + [[] for _ in range(count - len(batches))]
 
 
-def _cut(
-    sequences: Sequence[TrainingSequence], members: list[int], token_budget: int
-) -> list[tuple[int, list[int]]]:
+def _cut(sequences: Sequence[TrainingSequence], members: list[int], token_budget: int) -> list[tuple[int, list[int]]]:
     """A group's members, longest first, as parts of (forwarded tokens, members) within the budget."""
     parts: list[tuple[int, list[int]]] = []
     ordered = sorted(members, key=lambda index: (-_own(sequences[index]), index))

@@ -67,7 +67,9 @@ def pack(sequences: Sequence[TrainingSequence], *, share_prompts: bool = True) -
         if len(members) == 1:
             own = sequences[members[0]].completion_ids
             start = row.append(prompt_ids + own[:-1], position=0)
-            predicted_from[members[0]] = list(range(start + len(prompt_ids) - 1, start + len(prompt_ids) + len(own) - 1))
+            predicted_from[members[0]] = list(
+                range(start + len(prompt_ids) - 1, start + len(prompt_ids) + len(own) - 1)
+            )
             continue
         prompt_start = row.append(prompt_ids, position=0)
         last = prompt_start + len(prompt_ids) - 1
@@ -90,9 +92,7 @@ def pack(sequences: Sequence[TrainingSequence], *, share_prompts: bool = True) -
     )
 
 
-def _groups(
-    sequences: Sequence[TrainingSequence], share_prompts: bool
-) -> list[tuple[tuple[int, ...], list[int]]]:
+def _groups(sequences: Sequence[TrainingSequence], share_prompts: bool) -> list[tuple[tuple[int, ...], list[int]]]:
     """(prompt, indices of its sequences that have targets), in order of first appearance."""
     present = [index for index, sequence in enumerate(sequences) if sequence.completion_ids]
     if not share_prompts:

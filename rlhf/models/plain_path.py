@@ -1,4 +1,4 @@
-"""The plain way to log-probs: one padded row a sequence, the model's own forward, full logits. The oracle of the packed path."""
+"""The plain way to log-probs, and the oracle of the packed one: padded rows, the model's own forward, full logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from rlhf.models.packing import PackedBatch
 
 
 def standard_attention(config: object) -> str | None:
-    """The attention of the plain path: eager where scores are capped, as sdpa cannot cap them, else transformers' choice."""
+    """The plain path's attention: eager where scores are capped, as sdpa cannot cap them, else transformers' choice."""
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None else None
 
 
@@ -43,9 +43,7 @@ def plain_statistics(model: PreTrainedModel, batch: PackedBatch, temperature: fl
         input_ids_BS[row, : len(ids)] = torch.tensor(ids)
         is_token_BS[row, : len(ids)] = 1
         predicted_from += range(row * longest + prompt - 1, row * longest + len(ids) - 1)
-    logits_BSV = model(
-        input_ids=input_ids_BS.to(device), attention_mask=is_token_BS.to(device), use_cache=False
-    ).logits
+    logits_BSV = model(input_ids=input_ids_BS.to(device), attention_mask=is_token_BS.to(device), use_cache=False).logits
     index_N = torch.tensor(predicted_from, dtype=torch.long, device=device)
     logits_NV = logits_BSV.flatten(0, 1).index_select(0, index_N)
     logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()

@@ -1,6 +1,7 @@
-"""The policy: a Hugging Face causal language model whose forward takes a packed batch and returns a loss and statistics.
+"""The policy: a Hugging Face causal language model that takes a packed batch and returns a loss and statistics.
 
-Body, LM head and loss all run inside `Policy.forward`: sharded training (FSDP2, ZeRO-3) has the head's weight in one piece only there.
+Body, LM head and loss all run inside `Policy.forward`: sharded training (FSDP2, ZeRO-3) has the head's weight in one
+piece only there.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from rlhf.models.plain_path import plain_statistics
 
 
 class PolicyOutput(NamedTuple):
-    """`loss`: float32 scalar; `logp_N`, `entropy_N` and, where asked for, `collision_N`, `max_prob_N`: float32, detached.
+    """`loss`: float32 scalar. Statistics as in `TokenStatistics`: float32, detached.
 
     A tuple, so that the hooks of DDP, FSDP2 and ZeRO-3 find the loss in it. FSDP2 casts a module's outputs to
     `MixedPrecisionPolicy.output_dtype`: leave that unset, or at float32.
@@ -74,9 +75,9 @@ class Policy(nn.Module):
         """The loss sum_i objective(logp_i, entropy_i) over the batch's targets, and their statistics.
 
         `elementwise`: the loss of a token depends on that token only; one visit of the head (see `policy_head`).
-        Otherwise `objective(logp_N, entropy_N, slice(None))` may be any differentiable function, and the head is visited
-        again in the backward pass; its result is summed. No objective: statistics only, without gradients.
-        A batch without targets gives a loss of 0 that depends on every trained parameter.
+        Otherwise `objective(logp_N, entropy_N, slice(None))` may be any differentiable function, and the head is
+        visited again in the backward pass; its result is summed. No objective: statistics only, without gradients. A
+        batch without targets gives a loss of 0 that depends on every trained parameter.
         """
         if objective is None:
             with torch.no_grad():
@@ -115,8 +116,8 @@ class Policy(nn.Module):
         return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def weights(self, state: Mapping[str, torch.Tensor] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """(HF parameter name, tensor) of the full model, for engines; a tied LM head is left out, adapters are merged on
-        a copy. Without adapters the tensors are the parameters themselves: use them before the next update.
+        """(HF parameter name, tensor) of the full model, for engines; a tied LM head is left out, adapters are merged
+        on a copy. Without adapters the tensors are the parameters themselves: use them before the next update.
 
         `state`: tensors by this module's state-dict names, e.g. gathered from shards, instead of its own parameters.
         """

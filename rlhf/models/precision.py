@@ -9,7 +9,8 @@ import torch
 def cpu_has_bfloat16_matmul() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware (AVX512 or AMX).
 
-    Without it torch falls back to a scalar loop, about ten times slower than float32 and with no gain in memory traffic.
+    Without it torch falls back to a scalar loop, about ten times slower than float32 and with no gain in memory
+    traffic.
     """
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -19,7 +20,11 @@ def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
 
     float32 products of bfloat16 numbers are exact up to summation, so this never costs accuracy.
     """
-    if tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16) and not cpu_has_bfloat16_matmul():
+    if (
+        tensor.device.type == "cpu"
+        and tensor.dtype in (torch.bfloat16, torch.float16)
+        and not cpu_has_bfloat16_matmul()
+    ):
         return torch.float32
     return tensor.dtype
 

@@ -25,9 +25,9 @@ class UnsupportedArchitecture(ValueError):
 def self_check(policy: "Policy") -> None:
     """Compare the packed path's log-probs with a log-softmax of the model's own logits on a tiny batch.
 
-    Catches what the packed path does not know: unusual scaling of logits, state that runs from token to token, attention
-    that does not go through transformers' interface. Does nothing for the padded path, which is the model's own forward.
-    Raises UnsupportedArchitecture.
+    Catches what the packed path does not know: unusual scaling of logits, state that runs from token to token,
+    attention that does not go through transformers' interface. Does nothing for the padded path, which is the model's
+    own forward. Raises UnsupportedArchitecture.
     """
     if policy.attention == "padded":
         return
@@ -53,8 +53,9 @@ def self_check(policy: "Policy") -> None:
     if not (difference.max() <= largest and difference.mean() <= mean):
         raise UnsupportedArchitecture(
             f"{name} computes other log-probs packed than plain: they differ by up to {difference.max():.3g} nats, "
-            f"{difference.mean():.3g} on average ({model.dtype} explains {largest:g} and {mean:g}). Either it scales its logits in "
-            f"a way that the streamed head does not know, or its attention is unusual; {advice}"
+            f"{difference.mean():.3g} on average ({model.dtype} explains {largest:g} and {mean:g}). "
+            "Either it scales its logits in a way that the streamed head does not know, or its attention is unusual; "
+            f"{advice}"
         )
 
 

@@ -16,6 +16,6 @@ class TrainingSequence:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise ValueError(
-                f"a training sequence needs at least one prompt token to predict its {len(self.completion_ids)} completion "
-                "tokens from: give models without a chat template their BOS token"
+                f"a training sequence needs at least one prompt token to predict its {len(self.completion_ids)} "
+                "completion tokens from: give models without a chat template their BOS token"
             )

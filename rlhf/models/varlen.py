@@ -1,4 +1,4 @@
-"""The varlen flash kernel of torch for packed attention on CUDA: each segment's queries against its [prefix, own] keys."""
+"""torch's varlen flash kernel for packed attention on CUDA: a segment's queries against its [prefix, own] keys."""
 
 import inspect
 from functools import lru_cache
@@ -35,7 +35,7 @@ def attention(
     scaling: float,
     window: int | None,
 ) -> torch.Tensor:
-    """(T, H, D), differentiable. A query sees the last `window` keys up to its own, itself included; None: all of them."""
+    """(T, H, D), differentiable. A query sees the last `window` keys, its own included; None: all up to its own."""
     return _call(
         query_THD.contiguous(),
         key_TKD.index_select(0, plan.key_index),
@@ -66,7 +66,7 @@ def _call(
 
 @lru_cache
 def _aligns_last_query_with_last_key(device: torch.device) -> bool:
-    """Whether the kernel exists and its causal mask is aligned at the bottom right, as a completion behind a prompt needs.
+    """Whether the kernel exists and aligns its causal mask at the bottom right, as completions behind prompts need.
 
     Flash attention has done so since 2.1, but torch's documentation does not promise it; so it is asked: one query and
     two keys with equal scores give the mean of the two values (bottom right), or the first value (top left).

@@ -59,7 +59,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
 
 @pytest.fixture(scope="session")
 def sequences() -> list[TrainingSequence]:
-    """Groups of a shared prompt, one of them interleaved; lone prompts; completions of one and of no token; repeated eos."""
+    """Groups of a shared prompt, one of them interleaved; lone prompts; completions of one and of no token; repeated
+    eos."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(count: int) -> tuple[int, ...]:

@@ -142,9 +142,7 @@ def test_gaps_in_the_row_are_refused(segments):
 )
 def test_what_it_cannot_compute_is_refused(change, message):
     query, key, value, _ = make_inputs(4, 2, torch.float32)
-    arguments = dict(
-        attention_mask=None, attention_plan=attention_plan.attention_plan(SEGMENTS, LENGTH)
-    ) | change
+    arguments = dict(attention_mask=None, attention_plan=attention_plan.attention_plan(SEGMENTS, LENGTH)) | change
     with pytest.raises(ValueError, match=message):
         packed_attention(torch.nn.Module(), query, key, value, **arguments)
 

@@ -59,7 +59,10 @@ def gradients(loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> list[torch
 @pytest.mark.parametrize("settings", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_and_gradients_equal_autograd_for_every_block_size(dtype, settings, has_bias):
-    inputs, target_N = make_inputs(dtype, has_bias), torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(2))
+    inputs, target_N = (
+        make_inputs(dtype, has_bias),
+        torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(2)),
+    )
     objective = clipped_loss(3, dtype)
     # the oracle in float64, so that float32 is not measured against float32's own rounding
     exact = {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.items()}
@@ -84,7 +87,9 @@ def test_values_and_gradients_equal_autograd_for_every_block_size(dtype, setting
         for statistics in (one, two):
             assert close(statistics.logp_N, logp_N) and close(statistics.entropy_N, entropy_N)
         assert close(one.collision_N, p_NV.square().sum(-1)) and close(one.max_prob_N, p_NV.amax(-1))
-        for found_one, found_two, wanted in zip(gradients(one.loss, inputs), gradients(two_loss, inputs), expected, strict=True):
+        for found_one, found_two, wanted in zip(
+            gradients(one.loss, inputs), gradients(two_loss, inputs), expected, strict=True
+        ):
             assert close(found_one, wanted) and close(found_two, wanted)
         assert not one.logp_N.requires_grad and not one.entropy_N.requires_grad
 
@@ -125,7 +130,9 @@ def test_a_loss_that_ignores_the_policy_has_zero_gradients():
 def test_no_tokens_give_a_loss_of_zero_with_zero_gradients():
     inputs = make_inputs(torch.float32, False)
     inputs["hidden_ND"] = torch.empty(0, D, requires_grad=True)
-    out = policy_head(**inputs, target_N=torch.empty(0, dtype=torch.long), objective=lambda logp_n, entropy_n, rows: logp_n)
+    out = policy_head(
+        **inputs, target_N=torch.empty(0, dtype=torch.long), objective=lambda logp_n, entropy_n, rows: logp_n
+    )
     assert out.loss == 0 and out.logp_N.shape == (0,)
     hidden, weight = gradients(out.loss, inputs)
     assert hidden.shape == (0, D) and weight.shape == (V, D) and float(weight.abs().max()) == 0

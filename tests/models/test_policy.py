@@ -19,9 +19,7 @@ def load(checkpoint, family: str, **options) -> Policy:
 
 
 def objective_for(targets: int):
-    advantage_N, entropy_weight_N = torch.randn(
-        2, targets, generator=torch.Generator().manual_seed(4)
-    )
+    advantage_N, entropy_weight_N = torch.randn(2, targets, generator=torch.Generator().manual_seed(4))
 
     def objective(logp_n: torch.Tensor, entropy_n: torch.Tensor, rows: slice) -> torch.Tensor:
         return (0.3 * logp_n).exp() * advantage_N[rows] + 0.1 * entropy_weight_N[rows] * entropy_n
