@@ -17,10 +17,19 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import step_time
 from peers import ours_grpo, table, trl_grpo
 from peers.records import RunRecord, StepRecord, different_prompts, phase_seconds, summarise
-from peers.workloads import WORKLOADS, Trial, dataset_rows, last_integer_reward, prompts_digest, question, read_rows
+from peers.workloads import (
+    REWARDS,
+    WORKLOADS,
+    Trial,
+    dataset_rows,
+    even_length_reward,
+    last_integer_reward,
+    prompts_digest,
+    question,
+    read_rows,
+)
 
 from rlhf.config.grpo import GRPOConfig
-from rlhf.data.order import PromptOrder
 
 BATCH_S = Trial(WORKLOADS["batch-s"], steps=3, seed=5, precision="float32")
 
@@ -121,7 +130,7 @@ def test_a_record_survives_json() -> None:
 def test_our_shuffled_file_is_taken_in_the_order_in_which_trl_takes_its_rows(tmp_path: Path) -> None:
     ours_grpo.command(BATCH_S, "transformers", tmp_path)
     arranged = read_rows(tmp_path / "prompts.jsonl")
-    order = PromptOrder(len(arranged), BATCH_S.seed)
+    order = ours_grpo.run_order(len(arranged), BATCH_S.seed)
     rows = dataset_rows(BATCH_S)
     assert len(rows) == 12
     assert [arranged[order(position)] for position in range(len(rows))] == rows
@@ -142,7 +151,8 @@ def test_our_record_is_read_from_the_folder_of_a_run(tmp_path: Path) -> None:
     folder = tmp_path / ours_grpo.RUN_NAME
     folder.mkdir()
     times = {"time/generate": 2.0, "time/reward": 0.1, "time/update": 3.0, "time/sync": 0.2, "time/step": 5.5}
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward/mean": 0.25, **times}) + "\n")
+    metrics = {"step": 1, "reward/mean": 0.25, "tokens/trained": 11.0, **times}
+    (folder / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
     texts = ["What is 1 + 2?", "What is 3 + 4?"]
     samples = [
         {"step": 1, "prompt": [{"role": "user", "content": text}], "completion_tokens": 5 + index}
@@ -159,7 +169,7 @@ def test_our_record_is_read_from_the_folder_of_a_run(tmp_path: Path) -> None:
     (folder / "environment.json").write_text(json.dumps({"torch_threads": 2}))
     steps, settings = ours_grpo.read_record(tmp_path)
     seconds = {"generate": 2.0, "reward": 0.1, "update": 3.0, "sync": 0.2, "total": 5.5}
-    assert steps == [StepRecord(seconds, 22, 0.25, prompts_digest(texts * 2))]
+    assert steps == [StepRecord(seconds, 22, 0.25, prompts_digest(texts * 2), None, 11)]
     assert settings["threads"] == 2
 
 
@@ -167,6 +177,11 @@ def test_the_reward_counts_the_last_integer() -> None:
     chat = [[{"role": "assistant", "content": "2 + 3 is 5."}], [{"role": "assistant", "content": "5, as 2 + 3"}]]
     assert last_integer_reward([None] * 2, chat, ["5", "5"]) == [1.0, 0.0]
     assert last_integer_reward([None] * 3, ["07", "seven", ""], ["7", "7", "7"]) == [1.0, 0.0, 0.0]
+
+
+def test_the_dense_reward_is_the_parity_of_the_length() -> None:
+    assert even_length_reward([None] * 3, ["", "7", "42"]) == [1.0, 0.0, 1.0]
+    assert {workload.reward for workload in WORKLOADS.values()} <= REWARDS.keys()
 
 
 def test_a_digest_tells_prompts_apart_but_not_their_order() -> None:
@@ -234,6 +249,8 @@ def test_ours_and_trl_run_the_smoke_workload_on_the_same_prompts(tmp_path: Path)
         assert summary["seconds"]["total"] > summary["seconds"]["generate"] > 0
         assert summary["peak_rss_bytes"] > 5e8
     assert trl["model_tokens"] >= 4 * 45
+    assert trl["trained_tokens"] == trl["sampled_tokens"]
+    assert ours["trained_tokens"] <= ours["sampled_tokens"]
     assert 0 <= trl["seconds"]["other"] < trl["seconds"]["total"]
     assert result["times_as_fast"]["ours"]["trl"] == pytest.approx(
         trl["seconds"]["total"] / ours["seconds"]["total"]

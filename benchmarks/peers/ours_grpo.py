@@ -12,6 +12,7 @@ import yaml
 from peers.records import StepRecord
 from peers.workloads import MODEL, PROMPT_TOKENS, Trial, dataset_rows, prompts_digest, question, write_rows
 from rlhf.data.order import PromptOrder
+from rlhf.data.seeds import derive_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_NAME = "benchmark"
@@ -42,11 +43,16 @@ def command(trial: Trial, variant: str, folder: Path) -> list[str]:
 
 def arrange(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     """Rows in the order of a file that a run with `seed`, which shuffles, takes in the order of `rows`."""
-    order = PromptOrder(len(rows), seed)
+    order = run_order(len(rows), seed)
     arranged: list[dict[str, Any]] = [{}] * len(rows)
     for position, row in enumerate(rows):
         arranged[order(position)] = row
     return arranged
+
+
+def run_order(length: int, seed: int) -> PromptOrder:
+    """The order in which a run with `run.seed` takes a dataset's rows (rlhf/trainers/run.py)."""
+    return PromptOrder(length, derive_seed(seed, "order"))
 
 
 def recipe_config(trial: Trial, variant: str, prompts: Path, folder: Path) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def recipe_config(trial: Trial, variant: str, prompts: Path, folder: Path) -> di
     engine: dict[str, Any] = {"type": VARIANTS[variant].engine}
     if engine["type"] == "vllm":
         engine |= {"cpu_kv_cache_gib": 1.0, "max_num_seqs": workload.completions}
-    reward = f"{Path(__file__).with_name('workloads.py')}:last_integer_reward"
+    reward = f"{Path(__file__).with_name('workloads.py')}:{workload.reward}"
     return {
         "run": {"name": RUN_NAME, "folder": str(folder), "seed": trial.seed, "resume": "never"},
         "model": {"path": MODEL, "dtype": trial.precision},
@@ -103,13 +109,14 @@ def read_record(folder: Path) -> tuple[list[StepRecord], dict[str, Any]]:
 
 
 def _step(metrics: dict[str, Any], samples: list[dict[str, Any]]) -> StepRecord:
-    packed = metrics.get("tokens/packed")
+    packed, trained = metrics.get("tokens/packed"), metrics.get("tokens/trained")
     return StepRecord(
         seconds={theirs: metrics[f"time/{ours}"] for ours, theirs in PHASES.items() if f"time/{ours}" in metrics},
         sampled_tokens=sum(sample["completion_tokens"] for sample in samples),
         reward=metrics["reward/mean"],
         prompts=prompts_digest(question(sample["prompt"]) for sample in samples),
         model_tokens=int(packed) if packed is not None else None,
+        trained_tokens=int(trained) if trained is not None else None,
     )
 
 

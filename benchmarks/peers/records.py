@@ -22,6 +22,8 @@ class StepRecord:
     prompts: str
     model_tokens: int | None = None
     """Positions that went through the model in the update, padding included; None where not told."""
+    trained_tokens: int | None = None
+    """Completion tokens that the loss was taken over; None where not told."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Summary:
     seconds: dict[str, float]
     sampled_tokens: float
     model_tokens: float | None
+    trained_tokens: float | None
     tokens_per_second: float
     steps_seconds: float
     wall_seconds: float
@@ -98,7 +101,6 @@ def summarise(runs: Sequence[RunRecord]) -> Summary:
             raise ValueError(f"{run.contestant} ran {len(run.steps)} step(s): the first is dropped, so 2 are needed")
     steps = [step for run in runs for step in run.steps[1:]]
     filled = [phase_seconds(step) for step in steps]
-    model_tokens = [step.model_tokens for step in steps if step.model_tokens is not None]
     return Summary(
         contestant=runs[0].contestant,
         rounds=len(runs),
@@ -109,7 +111,8 @@ def summarise(runs: Sequence[RunRecord]) -> Summary:
             if all(phase in row for row in filled)
         },
         sampled_tokens=statistics.median(step.sampled_tokens for step in steps),
-        model_tokens=statistics.median(model_tokens) if model_tokens else None,
+        model_tokens=_median_of_told([step.model_tokens for step in steps]),
+        trained_tokens=_median_of_told([step.trained_tokens for step in steps]),
         tokens_per_second=statistics.median(
             step.sampled_tokens / step.seconds["generate"] for step in steps if step.seconds["generate"] > 0
         ),
@@ -120,6 +123,11 @@ def summarise(runs: Sequence[RunRecord]) -> Summary:
         first_reward=statistics.fmean(run.steps[0].reward for run in runs),
         final_reward=statistics.fmean(run.final_reward for run in runs),
     )
+
+
+def _median_of_told(values: Sequence[int | None]) -> float | None:
+    told = [value for value in values if value is not None]
+    return statistics.median(told) if told else None
 
 
 def different_prompts(runs: Sequence[RunRecord]) -> list[str]:

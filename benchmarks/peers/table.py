@@ -44,14 +44,16 @@ def step_table(summaries: Sequence[Summary], titles: Mapping[str, str], ours: Co
     phases = [name for name in SHOWN_PHASES if any(name in summary.seconds for summary in summaries)]
     peers = [summary.contestant for summary in summaries if summary.contestant not in ours]
     ratios = speedups(summaries, ours, end_to_end=False)
-    header = ["median s per step", *phases, "tokens/s", "sampled", "in model", "peak GB", *(f"x {n}" for n in peers)]
+    counts = ["tokens/s", "sampled", "trained", "in model", "peak GB"]
+    header = ["median s per step", *phases, *counts, *(f"x {name}" for name in peers)]
     rows = [
         [
             titles[summary.contestant],
             *(_seconds(summary.seconds.get(name)) for name in phases),
             f"{summary.tokens_per_second:.0f}",
             f"{summary.sampled_tokens:.0f}",
-            "" if summary.model_tokens is None else f"{summary.model_tokens:.0f}",
+            _count(summary.trained_tokens),
+            _count(summary.model_tokens),
             f"{summary.peak_rss_bytes / GB:.1f}",
             *(_ratio(ratios.get(summary.contestant, {}).get(name)) for name in peers),
         ]
@@ -109,8 +111,9 @@ def notes(summaries: Sequence[Summary], different: Sequence[str]) -> str:
         "- `x NAME`: how many times as fast as NAME. Medians leave out the first step of each process.",
         "- `update` is old_logp + forward + backward + optimizer (with gradient clipping); `sync` is the push of the "
         "weights to the engine; `other` is the rest of the step.",
-        "- `tokens/s` are sampled tokens over `generate`. `in model` are positions forwarded in the update, padding "
-        "included. Peak memory is the kernel's (ru_maxrss) for the whole process, engine included.",
+        "- `tokens/s` are sampled tokens over `generate`. `trained` are completion tokens in the loss (rlhf leaves out "
+        "groups without a signal), `in model` positions forwarded in the update, padding included. Peak memory is the "
+        "kernel's (ru_maxrss) for the whole process, engine included.",
         "- TRL's vLLM does not work on CPU without the repairs of benchmarks/peers/trl_vllm_cpu.py. Both sides run "
         "vLLM eagerly, with 1 GiB of cache.",
     ]
@@ -149,6 +152,10 @@ def machine_text(description: Mapping[str, Any]) -> str:
 
 def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
 
 
 def _ratio(value: float | None) -> str:

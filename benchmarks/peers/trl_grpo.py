@@ -21,10 +21,10 @@ from peers.records import StepRecord
 from peers.workloads import (
     MODEL,
     PROMPT_TOKENS,
+    REWARDS,
     WORKLOADS,
     Trial,
     dataset_rows,
-    last_integer_reward,
     prompts_digest,
     question,
 )
@@ -108,7 +108,7 @@ def train(trial: Trial, variant: Variant, micro_batch: int) -> dict[str, Any]:
         )
         trainer = timed_trainer(
             model=resolve_model_path(MODEL),
-            reward_funcs=last_integer_reward,
+            reward_funcs=REWARDS[workload.reward],
             args=config,
             train_dataset=Dataset.from_list(dataset_rows(trial)),
         )
@@ -165,7 +165,7 @@ def timed_trainer(**arguments: Any) -> Any:
                 self.vllm_generation.sync_weights = timed(self.vllm_generation.sync_weights, "sync")
 
         def _forget_step(self) -> None:
-            self.sampled_tokens = self.model_tokens = 0
+            self.sampled_tokens = self.model_tokens = self.trained_tokens = 0
             self.questions: list[str] = []
             self.rewards: list[float] = []
 
@@ -180,6 +180,7 @@ def timed_trainer(**arguments: Any) -> Any:
                     seconds=seconds,
                     sampled_tokens=self.sampled_tokens,
                     model_tokens=self.model_tokens,
+                    trained_tokens=self.trained_tokens,
                     reward=mean_reward,
                     prompts=digest,
                 )
@@ -207,6 +208,7 @@ def timed_trainer(**arguments: Any) -> Any:
 
         def compute_loss(self, model: Any, inputs: Any, *positional: Any, **named: Any) -> Any:
             self.model_tokens += inputs["prompt_ids"].numel() + inputs["completion_ids"].numel()
+            self.trained_tokens += int(inputs["completion_mask"].sum())
             with timer.phase("forward"):
                 return super().compute_loss(model, inputs, *positional, **named)
 

@@ -27,6 +27,8 @@ class Workload:
     lr: float
     steps: int
     """Steps of one run; the first is not in the medians."""
+    reward: str = "last_integer_reward"
+    """One of the functions below."""
     end_to_end: bool = False
     """What counts is the time of all steps together and the reward at the end, not the median step."""
 
@@ -37,6 +39,10 @@ class Workload:
 
 WORKLOADS = {
     "batch-s": Workload("batch-s", "Batch S", 50, prompts=4, generations=8, max_tokens=64, lr=1e-6, steps=4),
+    "batch-s-dense": Workload(
+        "batch-s-dense", "Batch S, every group with a signal", 50, prompts=4, generations=8, max_tokens=64, lr=1e-6,
+        steps=4, reward="even_length_reward",
+    ),
     "task-d": Workload(
         "task-d", "Task D", 10, prompts=8, generations=8, max_tokens=24, lr=3e-5, steps=24, end_to_end=True
     ),
@@ -93,10 +99,24 @@ def last_integer_reward(
     """
     rewards = []
     for completion, gold in zip(completions, answer, strict=True):
-        text = completion if isinstance(completion, str) else completion[-1]["content"]
-        integers = re.findall(r"\d+", text)
+        integers = re.findall(r"\d+", _text(completion))
         rewards.append(float(bool(integers) and int(integers[-1]) == int(gold)))
     return rewards
+
+
+def even_length_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    """1 for a completion with an even number of characters, else 0: a coin, so that hardly a group has no signal.
+
+    Where the task's own reward is rare, most groups have none, and a part of what is measured is how they are left out.
+    """
+    return [float(len(_text(completion)) % 2 == 0) for completion in completions]
+
+
+REWARDS = {function.__name__: function for function in (last_integer_reward, even_length_reward)}
+
+
+def _text(completion: str | list[dict[str, Any]]) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def question(prompt: str | list[dict[str, Any]]) -> str:
