@@ -14,6 +14,9 @@ from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.learner import Learner
 
 
+EVEN_TOKENS = Path(__file__).with_name("even_tokens.py")
+
+
 def save_tiny_model(folder: Path) -> str:
     """A two-layer Llama with the demo model's tokenizer; weights are the same every time."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model_path("embedded:smollm2-135m-instruct"))
@@ -34,7 +37,7 @@ def tiny_config(path: str, /, **changes) -> GRPOConfig:
         "run": {"folder": str(Path(path).parent / "runs"), "name": "tiny"},
         "model": {"path": path, "dtype": "float32"},
         "data": {"type": "arithmetic", "level": 2, "max_prompt_tokens": 64},
-        "rewards": {"functions": [{"type": "length", "target_tokens": 8}, {"type": "repetition", "ngram": 1}]},
+        "rewards": {"functions": [{"type": "callable", "path": f"{EVEN_TOKENS}:even_share"}]},
         "engine": {"type": "transformers"},
         "sampling": {"samples_per_prompt": 4, "max_tokens": 8},
         "batch": {"steps": 4, "prompts_per_step": 4, "tokens_per_micro_batch": 128},

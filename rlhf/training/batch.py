@@ -32,19 +32,33 @@ def local_totals(samples: list[TrainingSample]) -> StepTotals:
     return StepTotals(sequences=len(counted), tokens=sum(sample.length for sample in counted))
 
 
-def split_minibatches(samples: list[TrainingSample], count: int, order: list[int]) -> list[list[TrainingSample]]:
-    """Whole groups of one prompt, in the given order of groups, dealt into `count` minibatches of equal numbers of groups."""
+def group_by_prompt(samples: list[TrainingSample]) -> list[list[TrainingSample]]:
+    """The samples of each prompt, in order of first appearance.
+
+    By id, not by object: samples read back from a checkpoint do not share their prompt. A prompt that comes twice in a
+    batch (the end of an epoch) is two groups: index 0 starts a new one.
+    """
     groups: dict[tuple[str, int], list[TrainingSample]] = {}
     occurrence: dict[str, int] = {}
     for sample in samples:
-        # a prompt that comes twice in a batch (the end of an epoch) is two groups: index 0 starts a new one
         prompt_id = sample.sample.prompt.id
         if sample.sample.index == 0 or prompt_id not in occurrence:
             occurrence[prompt_id] = occurrence.get(prompt_id, -1) + 1
         groups.setdefault((prompt_id, occurrence[prompt_id]), []).append(sample)
-    ordered = list(groups.values())
-    if len(ordered) % count:
-        raise ValueError(f"{len(ordered)} prompts on this rank cannot be dealt into {count} minibatches: change batch.minibatches")
-    ordered = [ordered[index] for index in order] if count > 1 else ordered
+    return list(groups.values())
+
+
+def split_minibatches(
+    groups: list[list[TrainingSample]], count: int, order: list[int]
+) -> list[list[TrainingSample]]:
+    """Whole groups, in the given order, dealt into `count` minibatches of equal numbers of groups.
+
+    Raises ValueError where they cannot be dealt equally.
+    """
+    if len(groups) % count:
+        raise ValueError(
+            f"{len(groups)} prompts on this rank cannot be dealt into {count} minibatches: change batch.minibatches"
+        )
+    ordered = [groups[index] for index in order] if count > 1 else groups
     size = len(ordered) // count
     return [[s for group in ordered[i * size : (i + 1) * size] for s in group] for i in range(count)]

@@ -13,7 +13,7 @@ from rlhf.config.grpo import GRPOConfig
 from rlhf.data.seeds import derive_seed
 from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
 from rlhf.models.policy import Policy
-from rlhf.training.batch import TrainingSample, local_totals, split_minibatches
+from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
 from rlhf.training.collectives import sum_gradients, sum_numbers
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.master_weights import MasterWeights
@@ -63,10 +63,10 @@ class Learner:
         torch.manual_seed(derive_seed(self.config.run.seed, step, "learner", self.accelerator.process_index))
         old_logps = self._old_logps(samples) if self.reuses_batch else None
         averager = MetricAverager()
-        groups = len({id(sample.sample.prompt) for sample in samples})
+        groups = group_by_prompt(samples)
         for epoch in range(batch.epochs):
-            order = self._group_order(groups, step, epoch)
-            for index, minibatch in enumerate(split_minibatches(samples, batch.minibatches, order)):
+            order = self._group_order(len(groups), step, epoch)
+            for index, minibatch in enumerate(split_minibatches(groups, batch.minibatches, order)):
                 first = epoch == 0 and index == 0
                 self._optimizer_step(minibatch, algorithm, step, old_logps, averager, check_ratio=first)
         return averager.reduce()

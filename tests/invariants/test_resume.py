@@ -63,13 +63,13 @@ def test_killed_and_resumed_equals_straight(tmp_path):
     if process.returncode == -signal.SIGKILL:
         assert "resuming" in finish(killed)
     straight, resumed = read(tmp_path / "straight"), read(tmp_path / "killed")
+    assert all(line["gradient/norm"] > 0 for line in straight[0]), "a run without a gradient proves nothing"
     assert straight[0] == resumed[0] and straight[1] == resumed[1] and straight[2] == resumed[2]
     steps = [json.loads(line) for line in straight[1].splitlines()]
     assert len({(s["step"], s["prompt_id"], s["index"]) for s in steps}) == 8 * 4 * 4
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="seen failing once, cause not found yet: a known defect of stopping, not of resuming")
 def test_sigterm_saves_the_samples_that_were_not_learned_from(tmp_path):
     model = save_tiny_model(tmp_path / "model")
     finish(write_config(tmp_path, model, "straight"))
