@@ -1,4 +1,5 @@
-"""The same samples give the same gradient, however they are split into micro-batches, packed or padded, for every preset."""
+"""The same samples give the same gradient, however they are split into micro-batches, packed or padded, for every
+preset."""
 
 import pytest
 import torch
@@ -27,7 +28,9 @@ def gradient(model, tmp_path, algorithm: dict, budget: int, attention: str) -> t
     learner = make_learner(config, tmp_path)
     caught = []
     step = learner.optimizer.step
-    learner.optimizer.step = lambda: caught.append(torch.cat([m.grad.flatten() for m in learner.weights.masters])) or step()
+    learner.optimizer.step = lambda: (
+        caught.append(torch.cat([m.grad.flatten() for m in learner.weights.masters])) or step()
+    )
     policy_gradient = PolicyGradient(config.algorithm, 4)
     batch, _ = policy_gradient.prepare(make_samples(), learner)
     learner.update(batch, policy_gradient, 1)
