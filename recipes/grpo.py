@@ -1,6 +1,7 @@
 """Train with GRPO or a relative: `accelerate launch recipes/grpo.py --config configs/grpo/demo_arithmetic.yaml`.
 
-`--help` lists every setting, `--dry-run` shows the resolved config, the batch table and the memory plan and loads nothing.
+`--help` lists every setting, `--dry-run` shows the resolved config, the batch table and the memory plan and loads
+nothing.
 """
 
 from rlhf.config.grpo import GRPOConfig

@@ -13,7 +13,6 @@ from rlhf.models.loading import load_policy
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.learner import Learner
 
-
 EVEN_TOKENS = Path(__file__).with_name("even_tokens.py")
 
 

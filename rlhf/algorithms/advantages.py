@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 def group_normalised(reward_G: Tensor, epsilon: float) -> Tensor:
-    """(r - mean) / (std + epsilon) within the samples of one prompt; std is the unbiased one (GRPO, arXiv 2402.03300, section 4.1.2).
+    """(r - mean) / (std + epsilon) within the samples of one prompt; std is the unbiased one (GRPO, arXiv
+    2402.03300, section 4.1.2).
 
     A group of one sample has no spread: its advantage is 0.
     """
@@ -29,7 +30,8 @@ def leave_one_out(reward_G: Tensor) -> Tensor:
 
 
 def batch_mean(reward_S: Tensor, mean: Tensor | float | None = None) -> Tensor:
-    """r minus the mean over the whole batch (REINFORCE with a baseline, Williams 1992); `mean` is given where the batch spans ranks."""
+    """r minus the mean over the whole batch (REINFORCE with a baseline, Williams 1992); `mean` is given where the
+    batch spans ranks."""
     return reward_S - (reward_S.mean() if mean is None else mean)
 
 

@@ -1,7 +1,7 @@
 """One denominator per optimizer step. The only place where a loss is divided by anything.
 
-A loss is a sum over tokens of weight * loss. The weight of a token depends on its own sequence and on totals of the whole
-optimizer step (all micro-batches, all ranks), so any split of the same samples gives the same gradient.
+A loss is a sum over tokens of weight * loss. The weight of a token depends on its own sequence and on totals of the
+whole optimizer step (all micro-batches, all ranks), so any split of the same samples gives the same gradient.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ Denominator = Literal["token", "sequence", "constant"]
 
 @dataclass(frozen=True, slots=True)
 class StepTotals:
-    """What one optimizer step counts over all ranks: sequences and tokens in the loss, also those whose gradient is known to be 0."""
+    """What one optimizer step counts over all ranks: sequences and tokens in the loss, also those whose gradient is
+    known to be 0."""
 
     sequences: int
     tokens: int
@@ -21,7 +22,8 @@ class StepTotals:
 def token_weight(length: int, totals: StepTotals, denominator: Denominator, max_tokens: int) -> float:
     """Weight of each of a sequence's `length` tokens.
 
-    token: 1 / tokens (DAPO). sequence: 1 / (sequences * length), the mean over sequences of the mean over tokens (GRPO).
+    token: 1 / tokens (DAPO). sequence: 1 / (sequences * length), the mean over sequences of the mean over tokens
+    (GRPO).
     constant: 1 / (sequences * max_tokens) (Dr.GRPO).
     """
     if length == 0 or totals.sequences == 0:

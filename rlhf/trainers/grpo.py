@@ -1,4 +1,5 @@
-"""GRPO and its relatives: advantages relative to a baseline, a policy loss per token, one denominator per optimizer step."""
+"""GRPO and its relatives: advantages relative to a baseline, a policy loss per token, one denominator per optimizer
+step."""
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from rlhf.training.learner import Learner, Objective
 
 
 class PolicyGradient:
-    """The algorithm of `PolicyGradientConfig`. Pure but for what `prepare` asks of the learner (reference log-probs)."""
+    """The algorithm of `PolicyGradientConfig`. Pure but for what `prepare` asks of the learner (reference
+    log-probs)."""
 
     def __init__(self, config: PolicyGradientConfig, samples_per_prompt: int) -> None:
         self.config = config
@@ -59,7 +61,9 @@ class PolicyGradient:
             if self.config.mismatch.level != "off":
                 loss_N = loss_N * self._mismatch_weight(old_logp_N, part)
             if self.has_kl_loss:
-                loss_N = loss_N + self.config.kl.coefficient * kl_estimate(logp_N, part.reference_logp_N, self.config.kl.estimator)
+                loss_N = loss_N + self.config.kl.coefficient * kl_estimate(
+                    logp_N, part.reference_logp_N, self.config.kl.estimator
+                )
             if self.config.entropy_coefficient:
                 loss_N = loss_N - self.config.entropy_coefficient * entropy_N
             return part.weight_N * loss_N
@@ -122,10 +126,12 @@ class PolicyGradient:
     def _kl_totals(self, samples: list[Sample], references: list[tuple[float, ...] | None]) -> Tensor:
         """KL estimate of each completion, summed over its tokens, at the policy that sampled it."""
         estimator = self.config.kl.estimator
-        return torch.stack([
-            kl_estimate(torch.tensor(sample.logps), torch.tensor(reference or ()), estimator).sum()
-            for sample, reference in zip(samples, references, strict=True)
-        ])
+        return torch.stack(
+            [
+                kl_estimate(torch.tensor(sample.logps), torch.tensor(reference or ()), estimator).sum()
+                for sample, reference in zip(samples, references, strict=True)
+            ]
+        )
 
 
 def _rewards(samples: list[Sample]) -> Tensor:

@@ -45,7 +45,9 @@ from rlhf.training.weight_sync import sync_weights
 def run(config: GRPOConfig) -> Path:
     """Train as configured; returns the run's folder. Resumes from the newest whole checkpoint where there is one."""
     start = time.perf_counter()
-    accelerator = Accelerator(log_with=config.tracking.trackers or None, project_dir=str(Path(config.run.folder) / config.run.name))
+    accelerator = Accelerator(
+        log_with=config.tracking.trackers or None, project_dir=str(Path(config.run.folder) / config.run.name)
+    )
     _check_ranks(accelerator)
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     progress = ProgressDisplay(config.batch.steps, accelerator.is_main_process)
@@ -60,7 +62,9 @@ def run(config: GRPOConfig) -> Path:
     tokenizer = load_tokenizer(config.model)
     source = load_prompts(config.data, tokenizer, seed=config.run.seed)
     stream = PromptStream(source, derive_seed(config.run.seed, "order"))
-    policy = load_policy(config.model, temperature=config.sampling.temperature, seed=config.run.seed).to(accelerator.device)
+    policy = load_policy(config.model, temperature=config.sampling.temperature, seed=config.run.seed).to(
+        accelerator.device
+    )
     reference = None
     if config.algorithm.kl.coefficient > 0 and config.model.lora is None:
         reference = load_policy(config.model, temperature=config.sampling.temperature).to(accelerator.device)
@@ -68,7 +72,8 @@ def run(config: GRPOConfig) -> Path:
     algorithm = PolicyGradient(config.algorithm, config.sampling.samples_per_prompt)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference)
     engine = build_engine(
-        config.engine, config.model, config.sampling, max_prompt_tokens=config.data.max_prompt_tokens, tokenizer=tokenizer,
+        config.engine, config.model, config.sampling, max_prompt_tokens=config.data.max_prompt_tokens,
+        tokenizer=tokenizer,
         seed=derive_seed(config.run.seed, "engine", accelerator.process_index) % 2**31,
         log_file=folder.path / f"engine-{accelerator.process_index}.log",
     )  # fmt: skip
@@ -111,8 +116,10 @@ def _check_ranks(accelerator: Accelerator) -> None:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise RuntimeError(
-            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: each would train alone. On CPU set "
-            "ACCELERATE_USE_CPU=true and launch with `accelerate launch --multi_gpu --num_processes N --num_machines 1`, or torchrun"
+            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: each would train "
+            f"alone. On CPU set "
+            "ACCELERATE_USE_CPU=true and launch with `accelerate launch --multi_gpu --num_processes N "
+            "--num_machines 1`, or torchrun"
         )
 
 
@@ -192,11 +199,14 @@ def _evaluator(config: GRPOConfig, tokenizer, accelerator: Accelerator) -> Evalu
 
 
 def _finish(
-    config: GRPOConfig, folder: RunFolder, policy, tokenizer, recorder: Recorder, progress: ProgressDisplay, finished: bool, seconds: float
+    config: GRPOConfig, folder: RunFolder, policy, tokenizer, recorder: Recorder, progress: ProgressDisplay,
+    finished: bool, seconds: float
 ) -> None:  # fmt: skip
     shape = _shape(config)
     if shape is not None:
-        plan = memory_plan(config, shape, recorder.accelerator.num_processes, device="cuda" if torch.cuda.is_available() else "cpu")
+        plan = memory_plan(
+            config, shape, recorder.accelerator.num_processes, device="cuda" if torch.cuda.is_available() else "cpu"
+        )
         folder.write_memory_plan([(item.name, item.bytes) for item in plan.items], peak_bytes())
     places: dict[str, object] = {}
     if finished and config.checkpoint.export:

@@ -48,9 +48,7 @@ def group_by_prompt(samples: list[TrainingSample]) -> list[list[TrainingSample]]
     return list(groups.values())
 
 
-def split_minibatches(
-    groups: list[list[TrainingSample]], count: int, order: list[int]
-) -> list[list[TrainingSample]]:
+def split_minibatches(groups: list[list[TrainingSample]], count: int, order: list[int]) -> list[list[TrainingSample]]:
     """Whole groups, in the given order, dealt into `count` minibatches of equal numbers of groups.
 
     Raises ValueError where they cannot be dealt equally.

@@ -1,11 +1,11 @@
 """Checkpoints from which a run goes on exactly: written aside, hashed, renamed; verified before use.
 
-    checkpoints/step-000004/
-      manifest.json         sha256 of every other file: a folder without it is not a checkpoint
-      state.json            step, position in the data, counters, and the resolved config
-      weights.safetensors   float32 master weights by name
-      optimizer.pt          the optimizer's state (tensors and numbers only)
-      pending.jsonl         samples that were generated and not yet learned from
+checkpoints/step-000004/
+  manifest.json         sha256 of every other file: a folder without it is not a checkpoint
+  state.json            step, position in the data, counters, and the resolved config
+  weights.safetensors   float32 master weights by name
+  optimizer.pt          the optimizer's state (tensors and numbers only)
+  pending.jsonl         samples that were generated and not yet learned from
 """
 
 import hashlib
@@ -24,7 +24,16 @@ from rlhf.data.types import Prompt, Sample, Verdict
 
 MANIFEST = "manifest.json"
 # what may differ between a checkpoint's config and the resuming one: it changes neither samples nor gradients
-FREE_SETTINGS = ("run.folder", "run.resume", "batch.steps", "batch.tokens_per_micro_batch", "checkpoint", "tracking", "evaluation", "guards")
+FREE_SETTINGS = (
+    "run.folder",
+    "run.resume",
+    "batch.steps",
+    "batch.tokens_per_micro_batch",
+    "checkpoint",
+    "tracking",
+    "evaluation",
+    "guards",
+)
 
 
 class CheckpointError(RuntimeError):
@@ -51,7 +60,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        save_file({name: tensor.contiguous().cpu() for name, tensor in checkpoint.weights.items()}, staging / "weights.safetensors")
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in checkpoint.weights.items()},
+            staging / "weights.safetensors",
+        )
         torch.save(checkpoint.optimizer, staging / "optimizer.pt")
         (staging / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
         lines = [json.dumps(_sample_to_json(sample)) for sample in checkpoint.pending]
@@ -68,7 +80,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         # torch and safetensors wrap a full disk in errors of their own
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         raise CheckpointError(
-            f"checkpoint {target} could not be written ({error}; {free / 2**20:,.0f} MiB free there). Earlier checkpoints are "
+            f"checkpoint {target} could not be written ({error}; {free / 2**20:,.0f} MiB free there). Earlier "
+            f"checkpoints are "
             "whole: free some space and start the same command again to resume"
         ) from error
     return target
@@ -79,11 +92,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / MANIFEST} is missing or unreadable ({error}): {path} is not a whole checkpoint") from error
+        raise CheckpointError(
+            f"{path / MANIFEST} is missing or unreadable ({error}): {path} is not a whole checkpoint"
+        ) from error
     for name, expected in manifest.items():
         file = path / name
         if not file.exists() or _sha256(file) != expected:
-            raise CheckpointError(f"{file} is damaged or missing (sha256 does not match the manifest): remove {path} to resume from an older one")
+            raise CheckpointError(
+                f"{file} is damaged or missing (sha256 does not match the manifest): remove {path} to resume from "
+                f"an older one"
+            )
     pending = [_sample_from_json(json.loads(line)) for line in (path / "pending.jsonl").read_text().splitlines()]
     return Checkpoint(
         state=json.loads((path / "state.json").read_text()),
@@ -152,7 +170,13 @@ def _fsync(path: Path) -> None:
 def _sample_to_json(sample: Sample) -> dict[str, Any]:
     prompt, verdict = sample.prompt, sample.verdict
     return {
-        "prompt": {"id": prompt.id, "token_ids": prompt.token_ids, "text": prompt.text, "columns": dict(prompt.columns), "scorer": prompt.scorer},
+        "prompt": {
+            "id": prompt.id,
+            "token_ids": prompt.token_ids,
+            "text": prompt.text,
+            "columns": dict(prompt.columns),
+            "scorer": prompt.scorer,
+        },
         "index": sample.index,
         "completion_ids": sample.completion_ids,
         "logps": sample.logps,

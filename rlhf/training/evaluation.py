@@ -1,4 +1,5 @@
-"""Held-out accuracy with its 95 % interval, sampled by the engine that makes the rollouts, judged apart from the rewards."""
+"""Held-out accuracy with its 95 % interval, sampled by the engine that makes the rollouts, judged apart from the
+rewards."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from rlhf.training.statistics import wilson_interval
 class Evaluator:
     """Evaluates on fixed prompts with one completion each; the ranks share the prompts, and all get the result."""
 
-    def __init__(self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int, rank: int, world_size: int
+    ) -> None:
         self.prompts = list(prompts)[rank::world_size]
         self.sampling = sampling
         self.seed = seed

@@ -1,4 +1,5 @@
-"""What stops a run that would go on wrong: non-finite losses and gradients, and an engine that is not the learner's policy."""
+"""What stops a run that would go on wrong: non-finite losses and gradients, and an engine that is not the learner's
+policy."""
 
 import json
 import math
@@ -23,7 +24,8 @@ class TrainingStopped(RuntimeError):
 
 
 class NonFiniteGuard:
-    """Skips optimizer steps with a non-finite loss or gradient on all ranks, names the samples, and stops after too many.
+    """Skips optimizer steps with a non-finite loss or gradient on all ranks, names the samples, and stops after too
+    many.
 
     `dumps` is the run's folder for what was found.
     """
@@ -53,7 +55,8 @@ class NonFiniteGuard:
         loss: float,
         norm: float,
     ) -> None:
-        """Find the culprits (each sample alone, and the weights), write a dump, raise TrainingStopped after too many in a row."""
+        """Find the culprits (each sample alone, and the weights), write a dump, raise TrainingStopped after too many
+        in a row."""
         self.skipped_in_row += 1
         weights = [
             name
@@ -96,9 +99,12 @@ class NonFiniteGuard:
         mean = summed["ratio"] / summed["tokens"]
         if abs(mean - 1) > self.config.ratio_tolerance:
             raise TrainingStopped(
-                f"step {step}: the learner gives the engine's tokens {mean:.4f} times the engine's probability on average "
-                f"(guards.ratio_tolerance {self.config.ratio_tolerance}). The engine samples from another policy: check that both "
-                "use the same dtype, temperature and checkpoint, or set engine.type: transformers to find out which is wrong"
+                f"step {step}: the learner gives the engine's tokens {mean:.4f} times the engine's probability on "
+                f"average "
+                f"(guards.ratio_tolerance {self.config.ratio_tolerance}). The engine samples from another policy: "
+                f"check that both "
+                "use the same dtype, temperature and checkpoint, or set engine.type: transformers to find out "
+                "which is wrong"
             )
 
 

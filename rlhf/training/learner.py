@@ -41,13 +41,26 @@ class Learner:
     """Owns the policy's master weights and the optimizer. All methods are collective over ranks."""
 
     def __init__(
-        self, policy: Policy, config: GRPOConfig, accelerator: Accelerator, guard: NonFiniteGuard, reference: Policy | None = None
+        self,
+        policy: Policy,
+        config: GRPOConfig,
+        accelerator: Accelerator,
+        guard: NonFiniteGuard,
+        reference: Policy | None = None,
     ) -> None:
-        self.policy, self.config, self.accelerator, self.guard, self.reference = policy, config, accelerator, guard, reference
+        self.policy, self.config, self.accelerator, self.guard, self.reference = (
+            policy,
+            config,
+            accelerator,
+            guard,
+            reference,
+        )
         self.device = accelerator.device
         named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
         self.weights = MasterWeights(named)
-        self.optimizer = build_optimizer(config.optimizer, dict(zip(self.weights.names, self.weights.masters, strict=True)))
+        self.optimizer = build_optimizer(
+            config.optimizer, dict(zip(self.weights.names, self.weights.masters, strict=True))
+        )
         self.updates = 0
         passes = config.batch.minibatches * config.batch.epochs
         self.reuses_batch = passes > 1

@@ -1,7 +1,9 @@
 """Float32 master weights behind a policy that computes in lower precision.
 
-A learning rate of 1e-6 changes a bfloat16 weight only when the change exceeds 1/256 of it, which is never; and gradients of
-several micro-batches summed in bfloat16 lose their small terms. So the optimizer owns float32 copies, gradients are summed
+A learning rate of 1e-6 changes a bfloat16 weight only when the change exceeds 1/256 of it, which is never; and
+gradients of
+several micro-batches summed in bfloat16 lose their small terms. So the optimizer owns float32 copies, gradients are
+summed
 into them, and the policy's weights are rounded from them after each step.
 """
 
@@ -60,7 +62,9 @@ class MasterWeights:
         """Raises ValueError naming what is missing, unexpected or of another shape."""
         missing, unexpected = set(self.names) - set(state), set(state) - set(self.names)
         if missing or unexpected:
-            raise ValueError(f"weights do not fit the policy: missing {sorted(missing)[:5]}, unexpected {sorted(unexpected)[:5]}")
+            raise ValueError(
+                f"weights do not fit the policy: missing {sorted(missing)[:5]}, unexpected {sorted(unexpected)[:5]}"
+            )
         for name, master in zip(self.names, self.masters, strict=True):
             if state[name].shape != master.shape:
                 raise ValueError(f"weight {name}: saved {tuple(state[name].shape)}, policy has {tuple(master.shape)}")

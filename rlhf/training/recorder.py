@@ -20,7 +20,12 @@ class Recorder:
     """Collective: every rank calls every method; the main process writes."""
 
     def __init__(
-        self, config: GRPOConfig, folder: RunFolder, accelerator: Accelerator, progress: ProgressDisplay, trackers: Trackers
+        self,
+        config: GRPOConfig,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        progress: ProgressDisplay,
+        trackers: Trackers,
     ) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.progress, self.trackers = progress, trackers

@@ -9,7 +9,8 @@ from rlhf.training.collectives import maximum
 
 
 class StopRequest:
-    """Set by a first SIGINT or SIGTERM; a second SIGINT interrupts at once. Used as a context manager in the main thread."""
+    """Set by a first SIGINT or SIGTERM; a second SIGINT interrupts at once. Used as a context manager in the main
+    thread."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -53,7 +53,8 @@ class Trainer:
         self.rank, self.world_size = learner.accelerator.process_index, learner.accelerator.num_processes
 
     def train(self) -> bool:
-        """Run the steps that are left. False if it was asked to stop before the last one (a checkpoint is then written)."""
+        """Run the steps that are left. False if it was asked to stop before the last one (a checkpoint is then
+        written)."""
         timer = self.recorder.timer
         with StopRequest(self.learner.device) as stop:
             if self.step == 0:
@@ -83,7 +84,8 @@ class Trainer:
         return True
 
     def collect(self, step: int) -> list[Sample]:
-        """This rank's graded samples of one step; groups without a signal are replaced where the algorithm asks for it."""
+        """This rank's graded samples of one step; groups without a signal are replaced where the algorithm asks for
+        it."""
         kept: list[list[Sample]] = []
         missing = self.config.batch.prompts_per_step // self.world_size
         refills = self.config.algorithm.dynamic_sampling.max_refills
@@ -101,7 +103,9 @@ class Trainer:
         """Graded samples by prompt."""
         count = self.config.sampling.samples_per_prompt
         with self.recorder.timer.phase("generate"):
-            samples = self.engine.generate(make_requests(prompts, count, self.config.run.seed, step), self.config.sampling)
+            samples = self.engine.generate(
+                make_requests(prompts, count, self.config.run.seed, step), self.config.sampling
+            )
         with self.recorder.timer.phase("reward"):
             samples = self.scorer.score(samples)
         bad = sum(s.verdict is not None and s.verdict.outcome == "ungradable" for s in samples) / max(1, len(samples))
@@ -109,7 +113,8 @@ class Trainer:
             reasons = sorted({s.verdict.reason for s in samples if s.verdict and s.verdict.outcome == "ungradable"})[:3]
             raise TrainingStopped(
                 f"step {step}: {bad:.0%} of the completions could not be graded (guards.max_ungradable_share "
-                f"{self.config.guards.max_ungradable_share:.0%}), e.g.: {'; '.join(reasons)}. Check the gold answers and the grader pool"
+                f"{self.config.guards.max_ungradable_share:.0%}), e.g.: {'; '.join(reasons)}. Check the gold "
+                f"answers and the grader pool"
             )
         return [samples[i * count : (i + 1) * count] for i in range(len(prompts))]
 

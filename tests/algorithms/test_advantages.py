@@ -9,7 +9,9 @@ from rlhf.algorithms import advantages
 def test_group_normalised_has_mean_0_and_unit_std_up_to_epsilon():
     advantage = advantages.group_normalised(torch.tensor([1.0, 0.0, 0.0, 1.0]), 1e-4)
     std = (4 / 3 * 0.25) ** 0.5
-    assert advantage.tolist() == pytest.approx([0.5 / (std + 1e-4), -0.5 / (std + 1e-4)] * 1 + [-0.5 / (std + 1e-4), 0.5 / (std + 1e-4)])
+    assert advantage.tolist() == pytest.approx(
+        [0.5 / (std + 1e-4), -0.5 / (std + 1e-4)] * 1 + [-0.5 / (std + 1e-4), 0.5 / (std + 1e-4)]
+    )
 
 
 def test_group_mean_and_leave_one_out_differ_by_n_over_n_minus_1():
@@ -20,7 +22,11 @@ def test_group_mean_and_leave_one_out_differ_by_n_over_n_minus_1():
 
 def test_a_group_of_one_teaches_nothing():
     one = torch.tensor([5.0])
-    for advantage in (advantages.group_normalised(one, 1e-4), advantages.group_mean(one), advantages.leave_one_out(one)):
+    for advantage in (
+        advantages.group_normalised(one, 1e-4),
+        advantages.group_mean(one),
+        advantages.leave_one_out(one),
+    ):
         assert advantage.tolist() == [0.0]
 
 

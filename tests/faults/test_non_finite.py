@@ -1,4 +1,5 @@
-"""NaN in one sample's advantage or in one weight: the step is skipped, the culprit named and dumped, the run stops after k."""
+"""NaN in one sample's advantage or in one weight: the step is skipped, the culprit named and dumped, the run stops
+after k."""
 
 import json
 import math

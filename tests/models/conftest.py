@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedConfig, Qwen2Config
 
+from benchmarks import head
 from rlhf.models.packing import TrainingSequence
 
 SIZES = dict(
@@ -81,18 +81,5 @@ def sequences() -> list[TrainingSequence]:
 
 @pytest.fixture(scope="session")
 def peak_bytes() -> Callable[[Callable[[], Any]], int]:
-    """Most bytes that torch's CPU allocator held at once beyond what was there before, from the profiler's records of
-    every allocation and release."""
-
-    def measure(run: Callable[[], Any]) -> int:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            kept = run()
-        live = peak = 0
-        events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            live += event.nbytes()
-            peak = max(peak, live)
-        del kept
-        return peak
-
-    return measure
+    """The benchmarks' meter: most bytes that torch's CPU allocator held at once beyond what was there before."""
+    return head.peak_bytes

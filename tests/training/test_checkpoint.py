@@ -25,7 +25,19 @@ def make(step: int) -> Checkpoint:
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     prompt = Prompt("task:1", (1, 2), [{"role": "user", "content": "2 + 2?"}], {"answer": "4"}, "arithmetic")
-    sample = Sample(prompt, 0, (5, 6), (-0.1, -0.30000000000000004), "stop", 3, 2**62 + 1, "4", {"correctness": 1.0}, 1.0, Verdict("right", "4"))
+    sample = Sample(
+        prompt,
+        0,
+        (5, 6),
+        (-0.1, -0.30000000000000004),
+        "stop",
+        3,
+        2**62 + 1,
+        "4",
+        {"correctness": 1.0},
+        1.0,
+        Verdict("right", "4"),
+    )
     return Checkpoint({"step": step, "config": {}}, {"w": parameter.detach()}, optimizer.state_dict(), [sample])
 
 
@@ -38,7 +50,9 @@ def test_round_trip_is_exact(tmp_path):
         assert torch.equal(loaded.optimizer["state"][0][key], value)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "state.json", "pending.jsonl", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "optimizer.pt", "state.json", "pending.jsonl", "manifest.json"]
+)
 def test_damage_is_found_named_and_the_older_checkpoint_used(tmp_path, name):
     save_checkpoint(tmp_path, make(4))
     newest = save_checkpoint(tmp_path, make(8))
@@ -65,7 +79,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(CheckpointError, match="No space left.*MiB free"):
+    with pytest.raises(CheckpointError, match=r"No space left.*MiB free"):
         save_checkpoint(tmp_path, make(8))
     assert [path.name for path in tmp_path.iterdir()] == ["step-000004"]
     assert load_checkpoint(tmp_path / "step-000004").state["step"] == 4
