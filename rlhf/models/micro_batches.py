@@ -54,13 +54,11 @@ def even_out(batches: Sequence[Sequence[int]], count: int) -> list[list[int]]:
 def _cut(sequences: Sequence[TrainingSequence], members: list[int], token_budget: int) -> list[tuple[int, list[int]]]:
     """A group's members, longest first, as parts of (forwarded tokens, members) within the budget."""
     parts: list[tuple[int, list[int]]] = []
-    ordered = sorted(members, key=lambda index: (-_own(sequences[index]), index))
+    # empty completions last: they forward no prompt, so one that is first in a part would hide the prompt of the next
+    ordered = sorted(members, key=lambda index: (not sequences[index].completion_ids, -_own(sequences[index]), index))
     for index in ordered:
         own, sequence = _own(sequences[index]), sequences[index]
-        if not sequence.completion_ids:
-            prompt = 0
-        else:
-            prompt = len(sequence.prompt_ids)
+        prompt = len(sequence.prompt_ids) if sequence.completion_ids else 0
         if parts and parts[-1][0] + own <= token_budget:
             parts[-1] = (parts[-1][0] + own, [*parts[-1][1], index])
         else:
