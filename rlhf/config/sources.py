@@ -55,6 +55,13 @@ class Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # YAML takes these for line breaks and folds them into spaces; only the double-quoted style escapes them
+    style = '"' if any(line_break in text for line_break in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+Dumper.add_representer(str, _represent_text)
 Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(re.sub(r"\.(?=[inIN])", "", node.value)))
 for _tag, (_pattern, _first) in RESOLVERS.items():

@@ -1,7 +1,7 @@
 """YAML, flags, unions: what arrives in the configuration, and what is said when it cannot."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlhf.config.algorithm import PRESETS, PolicyGradientConfig
@@ -213,6 +213,8 @@ def test_a_file_can_be_changed_again_after_it_was_resolved(parse, written):
     lr=st.floats(1e-12, 10, exclude_min=True),
     trackers=st.lists(st.sampled_from(["tensorboard", "wandb", "trackio"])),
 )
+@example(text="\x85", lr=1.0, trackers=[])
+@example(text="a\u2028b \u2029 c\x85", lr=1.0, trackers=[])
 def test_any_text_and_number_survives_a_round_trip(tmp_path_factory, text, lr, trackers):
     config = GRPOConfig.model_validate(
         {
