@@ -62,10 +62,9 @@ lint: setup ## style and import arrows
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports
 
-bench: setup ## performance against the plain paths; prints one table a benchmark
-	@for script in benchmarks/bench_*.py; do \
-	  [ -e "$$script" ] || { echo "[bench] there are no benchmarks yet"; exit 1; }; \
-	  echo "[bench] $$script"; $(OFFLINE) $(RUN) $(BIN)/python "$$script" || exit 1; \
+bench: setup ## performance against TRL and against the plain paths; about an hour on two cores, prints one table each
+	@for script in "step_time.py --vs trl" "step_time.py --vs trl --workload task-d" head.py decode.py; do \
+	  echo "[bench] benchmarks/$$script"; $(OFFLINE) $(RUN) $(BIN)/python benchmarks/$$script || exit 1; \
 	done
 
 lock: | $(UV) ## write requirements/cpu.txt anew from pyproject.toml

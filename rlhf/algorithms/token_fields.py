@@ -10,7 +10,7 @@ class TokenFields:
     """Constants per token (N of them, sequence after sequence) of one micro-batch of S sequences.
 
     `weight_N` holds the step's denominator (aggregation.py). `old_logp_N` is None where the batch is used once: the old
-    policy is then the current one. `reference_logp_N` is None without a KL term in the loss.
+    policy is then the current one. `reference_logp_N` is None without a KL term.
     """
 
     advantage_N: Tensor

@@ -18,11 +18,15 @@ class PromptFormat(Section):
     """What happens to a longer prompt: stop with its row, leave it out (counted), or keep its last tokens."""
 
 
+# distinct problems that no run trains on, by level (rlhf/data/arithmetic.py)
+ARITHMETIC_HELD_OUT = {1: 25, 2: 508, 3: 4_136, 4: 4_932, 5: 19_635}
+
+
 class ArithmeticConfig(PromptFormat):
     """Generated sums: `What is 12 + 7? Answer with only the number.` The last integer of the completion is graded."""
 
     type: Literal["arithmetic"] = "arithmetic"
-    level: int = Field(1, ge=1, le=5)
+    level: int = Field(2, ge=1, le=5)
     """1: one-digit sums; 2: sums below 50; 3: + and - below 100; 4: + - and * of two-digit numbers; 5: two
     operations."""
     size: int = Field(100_000, ge=1)

@@ -72,6 +72,8 @@ class CallableConfig(RewardFunctionConfig):
     type: Literal["callable"] = "callable"
     path: str = Field(..., pattern=r"^[\w.\-/]+(\.py)?:\w+$")
     """`package.module:function`, or `path/to/file.py:function`."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Wall-clock limit of one call on all of a step's completions; the run stops at a call that takes longer."""
 
 
 RewardConfig = Annotated[

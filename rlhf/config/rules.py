@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rlhf.config.data import DatasetConfig
+from rlhf.config.data import ARITHMETIC_HELD_OUT, ArithmeticConfig, DatasetConfig
 from rlhf.config.rewards import CorrectnessConfig, SoftOverlongConfig
 from rlhf.config.rollouts import VllmEngineConfig
 from rlhf.config.sources import ConfigError
@@ -42,6 +42,12 @@ def _batch(config: Any) -> list[str]:
             f"batch.minibatches = {batch.minibatches} does not divide batch.prompts_per_step = "
             f"{batch.prompts_per_step}: "
             f"set batch.minibatches to {fitting}, or batch.prompts_per_step to a multiple of {batch.minibatches}"
+        )
+    kl = algorithm.kl
+    if kl.coefficient > 0 and kl.where == "loss" and kl.estimator == "k1":
+        problems.append(
+            "algorithm.kl.estimator = k1 in the loss has a gradient whose expectation is 0, so it pulls nowhere: set "
+            "algorithm.kl.estimator to k3 or k2, or algorithm.kl.where to reward"
         )
     if batch.epochs > 1 and algorithm.loss == "reinforce":
         problems.append(
@@ -110,6 +116,13 @@ def _evaluation(config: Any) -> list[str]:
             f"evaluation.prompts = {evaluation.prompts}, but a dataset has no held-out half of its own: give "
             "evaluation.data "
             "(for example the same dataset with split: test), or set evaluation.prompts to 0"
+        ]
+    source, name = (config.data, "data") if evaluation.data is None else (evaluation.data, "evaluation.data")
+    if isinstance(source, ArithmeticConfig) and evaluation.prompts > ARITHMETIC_HELD_OUT[source.level]:
+        held_out = ARITHMETIC_HELD_OUT[source.level]
+        return [
+            f"evaluation.prompts = {evaluation.prompts}, and level {source.level} of arithmetic holds {held_out} "
+            f"problems out: set evaluation.prompts to {held_out} or less, or {name}.level higher"
         ]
     if isinstance(evaluation.data, DatasetConfig) and not evaluation.data.answer_field:
         return [

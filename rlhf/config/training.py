@@ -33,7 +33,7 @@ class BatchConfig(Section):
     """Optimizer steps per pass over a rollout batch; must divide prompts_per_step."""
     epochs: int = Field(1, ge=1)
     """Passes over a rollout batch. More than one needs a clipped loss."""
-    tokens_per_micro_batch: int = Field(8192, ge=16)
+    tokens_per_micro_batch: int = Field(8192, ge=1)
     """Token budget of one forward-backward on one rank. Changes memory and speed, never the gradient."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping by global norm."""
@@ -59,7 +59,7 @@ class CheckpointConfig(Section):
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints to keep."""
     keep_best: str | None = None
-    """A metric, e.g. `evaluation/accuracy`: the checkpoint with its highest value is kept too."""
+    """A metric of metrics.jsonl, or `evaluation/accuracy`: the checkpoint with its highest value is kept too."""
     export: bool = True
     """At the end write `<run>/model`, which `AutoModelForCausalLM.from_pretrained` loads."""
 

@@ -76,7 +76,7 @@ class PromptStream:
 
     Refills of dynamic sampling simply take more; sharding over ranks is the caller's (`prompts[rank::world_size]`).
     A `take` may cross into the next epoch. Only one that is longer than a third of the source can hold a prompt twice;
-    groups are therefore told apart by their place in the batch, never by prompt id.
+    its samples then go on counting their indices.
     """
 
     def __init__(self, source: PromptSource, seed: int, position: int = 0):

@@ -77,10 +77,14 @@ def packed_attention(
     if found:
         raise ValueError(f"packed attention cannot run {name} with {'; '.join(found)}. Use `attention: padded`")
     settings = AttentionSettings(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sliding_window)
-    query_THD, key_TKD, value_TKD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    if softcap is None and varlen.is_usable(query_THD, key_TKD, value_TKD):
-        return varlen.attention(query_THD, key_TKD, value_TKD, plan, settings.scaling, settings.window)[None], None
-    return _PackedAttention.apply(query_THD, key_TKD, value_TKD, plan, settings)[None], None
+    device = value.device.type
+    # under autocast rotary embeddings leave float32 queries and keys beside bfloat16 values
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    query_THD, key_TKD, value_TKD = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    with torch.autocast(device, enabled=False):
+        if softcap is None and varlen.is_usable(query_THD, key_TKD, value_TKD):
+            return varlen.attention(query_THD, key_TKD, value_TKD, plan, settings.scaling, settings.window)[None], None
+        return _PackedAttention.apply(query_THD, key_TKD, value_TKD, plan, settings)[None], None
 
 
 AttentionInterface.register(NAME, packed_attention)

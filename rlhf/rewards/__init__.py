@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from rlhf.rewards.grading import grade
     from rlhf.rewards.pool import GraderPool
     from rlhf.rewards.scorers import score_completion
-    from rlhf.rewards.scoring import RewardError, RewardScorer, grading_metrics
+    from rlhf.rewards.scoring import RewardError, RewardScorer
 
-__all__ = ["GraderPool", "RewardError", "RewardScorer", "grade", "grading_metrics", "score_completion"]
+__all__ = ["GraderPool", "RewardError", "RewardScorer", "grade", "score_completion"]
 
 _HOMES = {
     "grade": "rlhf.rewards.grading",
@@ -20,7 +20,6 @@ _HOMES = {
     "score_completion": "rlhf.rewards.scorers",
     "RewardError": "rlhf.rewards.scoring",
     "RewardScorer": "rlhf.rewards.scoring",
-    "grading_metrics": "rlhf.rewards.scoring",
 }
 
 

@@ -13,7 +13,7 @@ import math
 import numbers
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +85,25 @@ def trl_arguments(samples: Sequence[Sample], function: RewardFunction | None = N
 
 
 def call_all(
-    functions: dict[str, RewardFunction], samples: Sequence[Sample], limit_s: float
+    functions: Mapping[str, RewardFunction], samples: Sequence[Sample], limits_s: Mapping[str, float]
 ) -> dict[str, list[float | None] | RewardError]:
     """Each function's rewards for `samples`, or the error it failed with.
 
     Asynchronous functions run at the same time, in one event loop; the others one after another.
-    Raises `RewardError` for a function that has not returned after `limit_s` seconds: its thread cannot be ended, so
+    Raises `RewardError` for a function that has not returned after its limit in seconds: its thread cannot be ended, so
     the run cannot sensibly go on.
     """
     results: dict[str, list[float | None] | RewardError] = {}
     asynchronous = {name: f for name, f in functions.items() if _is_async(f)}
     if asynchronous:
         names = ", ".join(asynchronous)
+        limit_s = max(limits_s[name] for name in asynchronous)
         outcomes = _in_thread(names, lambda: asyncio.run(_gather(asynchronous, samples)), limit_s, len(samples))
         for name, outcome in zip(asynchronous, outcomes, strict=True):
             results[name] = _checked(name, outcome, samples)
     for name, function in functions.items():
         if name not in asynchronous:
-            outcome = _in_thread(name, lambda f=function: _attempt(f, samples), limit_s, len(samples))
+            outcome = _in_thread(name, lambda f=function: _attempt(f, samples), limits_s[name], len(samples))
             results[name] = _checked(name, outcome, samples)
     return {name: results[name] for name in functions}
 
@@ -138,7 +139,7 @@ def _in_thread(name: str, call: Callable[[], Any], limit_s: float, count: int) -
     if thread.is_alive():
         raise RewardError(
             f"reward function {name} has not returned after {limit_s:g} s for {count} samples: it hangs, or "
-            "rewards.pool.timeout_s (seconds per sample) is too small for it"
+            "its timeout_s in rewards.functions is too small for it"
         )
     if not results:
         raise RewardError(f"reward function {name} ended its thread (SystemExit?); it must return a list of numbers")

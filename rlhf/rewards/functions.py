@@ -9,7 +9,7 @@ from rlhf.rewards.extraction import extract
 
 
 def correctness(verdict: Verdict) -> float:
-    """1 for a right answer, 0 for a wrong or ungradable one (the latter is counted: `grading_metrics`)."""
+    """1 for a right answer, 0 for a wrong or ungradable one (the latter is counted apart)."""
     return float(verdict.outcome == "right")
 
 

@@ -1,7 +1,6 @@
 """From samples to rewards: every configured function applied, parts kept by name, their weighted sum, failures."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf.config.rewards import (
@@ -20,9 +19,6 @@ from rlhf.rewards.callables import RewardError, RewardFunction, call_all, load_f
 from rlhf.rewards.pool import GraderPool
 from rlhf.rewards.scorers import grading_task
 
-MIN_CALLABLE_LIMIT_S = 60.0
-"""A user's function has `pool.timeout_s` per sample, and at least this long: its first call may load a model."""
-
 Parts = list[float | None]
 
 
@@ -36,6 +32,7 @@ class RewardScorer:
         self.config = config
         self.parts: dict[str, RewardConfig] = {}
         self.callables: dict[str, RewardFunction] = {}
+        self.limits_s: dict[str, float] = {}
         for function in config.functions:
             name = function.type
             if isinstance(function, CallableConfig):
@@ -43,7 +40,7 @@ class RewardScorer:
             name = _unused(name, self.parts)
             self.parts[name] = function
             if isinstance(function, CallableConfig):
-                self.callables[name] = load_function(function.path)
+                self.callables[name], self.limits_s[name] = load_function(function.path), function.timeout_s
         graded = any(isinstance(f, CorrectnessConfig) for f in config.functions)
         self.pool = GraderPool(config.pool.workers, config.pool.timeout_s) if graded else None
 
@@ -62,7 +59,7 @@ class RewardScorer:
         """The samples, in order, with `rewards` (unweighted parts by name), `reward` (weighted sum) and `verdict`.
 
         A part that is None does not count in the sum; without any part the reward is 0. An ungradable sample has
-        correctness 0 and says so in its verdict; count them with `grading_metrics`.
+        correctness 0 and says so in its verdict.
         Raises `RewardError`, naming function and sample, when a user's function fails; with `on_error: ungradable`, the
         samples it fails for have None there and an ungradable verdict. Raises `ValueError` where a gold column is
         missing.
@@ -96,23 +93,22 @@ class RewardScorer:
         """Parts by function, and the reason by index for samples that a function failed for."""
         if not self.callables:
             return {}, {}
-        limit = max(MIN_CALLABLE_LIMIT_S, self.config.pool.timeout_s * len(samples))
         parts: dict[str, Parts] = {}
         failures: dict[int, str] = {}
-        for name, outcome in call_all(self.callables, samples, limit).items():
+        for name, outcome in call_all(self.callables, samples, self.limits_s).items():
             if isinstance(outcome, RewardError):
-                outcome = self._one_by_one(name, samples, limit, outcome, failures)
+                outcome = self._one_by_one(name, samples, outcome, failures)
             parts[name] = outcome
         return parts, failures
 
     def _one_by_one(
-        self, name: str, samples: list[Sample], limit: float, error: RewardError, failures: dict[int, str]
+        self, name: str, samples: list[Sample], error: RewardError, failures: dict[int, str]
     ) -> Parts:
         """Call a failed function for each sample alone, to find the one it fails for."""
         values: Parts = []
         culprits: dict[int, RewardError] = {}
         for index, sample in enumerate(samples):
-            alone = call_all({name: self.callables[name]}, [sample], limit)[name]
+            alone = call_all({name: self.callables[name]}, [sample], self.limits_s)[name]
             if isinstance(alone, RewardError):
                 if self.config.on_error == "raise":
                     raise alone
@@ -156,30 +152,3 @@ def _unused(name: str, taken: dict[str, RewardConfig]) -> str:
         count += 1
         candidate = f"{name}_{count}"
     return candidate
-
-
-def grading_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """Means over scored samples, ready to be logged.
-
-    `reward/mean`, `reward/std` (population), `reward/<part>` (mean where the part applies); with verdicts also
-    `grading/accuracy` (right among the gradable), `grading/ungradable` and `grading/timed_out` (shares of all).
-    A figure without any sample to average is left out.
-    """
-    metrics: dict[str, float] = {}
-    totals = [s.reward for s in samples if s.reward is not None]
-    if totals:
-        mean = math.fsum(totals) / len(totals)
-        metrics["reward/mean"] = mean
-        metrics["reward/std"] = math.sqrt(math.fsum((t - mean) ** 2 for t in totals) / len(totals))
-    for name in dict.fromkeys(name for s in samples for name in s.rewards):
-        values = [v for s in samples if (v := s.rewards.get(name)) is not None]
-        if values:
-            metrics[f"reward/{name}"] = math.fsum(values) / len(values)
-    verdicts = [s.verdict for s in samples if s.verdict is not None]
-    if verdicts:
-        gradable = [v for v in verdicts if v.outcome != "ungradable"]
-        if gradable:
-            metrics["grading/accuracy"] = sum(v.outcome == "right" for v in gradable) / len(gradable)
-        metrics["grading/ungradable"] = 1 - len(gradable) / len(verdicts)
-        metrics["grading/timed_out"] = sum(v.timed_out for v in verdicts) / len(verdicts)
-    return metrics

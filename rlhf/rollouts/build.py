@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.model import ModelConfig
-from rlhf.config.rollouts import EngineConfig, SamplingConfig, TransformersEngineConfig
+from rlhf.config.rollouts import EngineConfig, TransformersEngineConfig
 from rlhf.models.embedded import resolve_model_path
 from rlhf.rollouts.engine import Engine
 from rlhf.rollouts.transformers_engine import TransformersEngine
@@ -16,9 +16,8 @@ from rlhf.rollouts.vllm_engine import VllmEngine
 def build_engine(
     engine_config: EngineConfig,
     model_config: ModelConfig,
-    sampling: SamplingConfig,
     *,
-    max_prompt_tokens: int,
+    longest_sequence: int,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     log_file: Path | None = None,
@@ -26,7 +25,8 @@ def build_engine(
     """The engine that `engine_config.type` names, holding the checkpoint's weights as version 0.
 
     `seed` must differ by rank; samples do not depend on it. `log_file` receives vLLM's log.
-    Raises ValueError where `engine.max_model_len` does not hold a prompt and its completion.
+    `longest_sequence`: prompt plus completion tokens, in training and evaluation (config/rules.py).
+    Raises ValueError where `engine.max_model_len` does not hold it.
     """
     path = resolve_model_path(model_config.path)
     dtype_name = model_config.dtype if engine_config.dtype == "auto" else engine_config.dtype
@@ -40,12 +40,11 @@ def build_engine(
             revision=model_config.revision,
             trust_remote_code=model_config.trust_remote_code,
         )
-    needed = max_prompt_tokens + sampling.max_tokens
-    max_model_len = engine_config.max_model_len or needed
-    if max_model_len < needed:
+    max_model_len = engine_config.max_model_len or longest_sequence
+    if max_model_len < longest_sequence:
         raise ValueError(
-            f"engine.max_model_len {max_model_len} is less than max_prompt_tokens {max_prompt_tokens} + "
-            f"sampling.max_tokens {sampling.max_tokens} = {needed}: raise it or leave it out"
+            f"engine.max_model_len {max_model_len} is less than the longest prompt plus completion, "
+            f"{longest_sequence} tokens: raise it or leave it out"
         )
     return VllmEngine(
         path,

@@ -32,7 +32,7 @@ class PolicyGradient:
         """A group whose (unshaped, summed) rewards are all equal teaches a group-relative advantage nothing."""
         return not advantages.has_signal(_rewards(group))
 
-    def prepare(self, samples: list[Sample], learner: Learner) -> tuple[list[TrainingSample], dict[str, float]]:
+    def prepare(self, samples: list[Sample], learner: Learner) -> list[TrainingSample]:
         """Advantages per prompt; completions that are masked, or whose gradient is known to be 0, are not forwarded."""
         rewards_S = _rewards(samples)
         references: list[tuple[float, ...] | None] = [None] * len(samples)
@@ -47,9 +47,8 @@ class PolicyGradient:
         for sample, advantage, reference in zip(samples, advantage_S.tolist(), references, strict=True):
             counted = not (self.config.mask_truncated and sample.truncated)
             learned = counted and (keeps_all or advantage != 0)
-            kept = reference if self.has_kl_loss else None
-            batch.append(TrainingSample(sample, advantage, counted=counted, learned=learned, reference_logps=kept))
-        return batch, {}
+            batch.append(TrainingSample(sample, advantage, counted, learned, reference))
+        return batch
 
     def objective(self, fields: TokenFields) -> Objective:
         """Weighted loss per token: policy loss, plus KL to the reference, minus the entropy bonus."""

@@ -1,6 +1,6 @@
 """From a configuration to a finished run: wires the rooms, resumes, trains, exports, reports."""
 
-import os
+import math
 import time
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rlhf.config.grpo import GRPOConfig
 from rlhf.config.loading import to_dict, to_yaml
 from rlhf.config.memory_plan import memory_plan
 from rlhf.config.model_shapes import find_shape
+from rlhf.config.rules import longest_sequence
 from rlhf.data.order import PromptStream
 from rlhf.data.seeds import derive_seed
 from rlhf.data.sources import load_held_out, load_prompts
@@ -32,10 +33,11 @@ from rlhf.training.collectives import gather_lists
 from rlhf.training.environment import describe_environment
 from rlhf.training.evaluation import Evaluator
 from rlhf.training.guards import NonFiniteGuard
+from rlhf.training.launch_checks import check_launch
 from rlhf.training.learner import Learner
 from rlhf.training.metrics import Trackers
 from rlhf.training.progress import ProgressDisplay
-from rlhf.training.recorder import Recorder, peak_bytes
+from rlhf.training.recorder import EVALUATION_METRIC, Recorder, peak_bytes
 from rlhf.training.report import write_report
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.trainer import Trainer
@@ -48,7 +50,7 @@ def run(config: GRPOConfig) -> Path:
     accelerator = Accelerator(
         log_with=config.tracking.trackers or None, project_dir=str(Path(config.run.folder) / config.run.name)
     )
-    _check_ranks(accelerator)
+    check_launch(accelerator)
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     progress = ProgressDisplay(config.batch.steps, accelerator.is_main_process)
     if accelerator.is_main_process:
@@ -72,8 +74,7 @@ def run(config: GRPOConfig) -> Path:
     algorithm = PolicyGradient(config.algorithm, config.sampling.samples_per_prompt)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference)
     engine = build_engine(
-        config.engine, config.model, config.sampling, max_prompt_tokens=config.data.max_prompt_tokens,
-        tokenizer=tokenizer,
+        config.engine, config.model, longest_sequence=longest_sequence(config), tokenizer=tokenizer,
         seed=derive_seed(config.run.seed, "engine", accelerator.process_index) % 2**31,
         log_file=folder.path / f"engine-{accelerator.process_index}.log",
     )  # fmt: skip
@@ -110,17 +111,6 @@ def run(config: GRPOConfig) -> Path:
         _finish(config, folder, policy, tokenizer, recorder, progress, finished, time.perf_counter() - start)
     accelerator.wait_for_everyone()
     return folder.path
-
-
-def _check_ranks(accelerator: Accelerator) -> None:
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise RuntimeError(
-            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: each would train "
-            f"alone. On CPU set "
-            "ACCELERATE_USE_CPU=true and launch with `accelerate launch --multi_gpu --num_processes N "
-            "--num_machines 1`, or torchrun"
-        )
 
 
 def _resume(config: GRPOConfig, folder: RunFolder, progress: ProgressDisplay) -> Checkpoint | None:
@@ -164,11 +154,9 @@ def _save(
     step: int, pending: list[Sample], best: dict[str, float],
 ) -> None:  # fmt: skip
     accelerator = learner.accelerator
-    metric = config.checkpoint.keep_best
-    if metric and recorder.evaluations and metric == "evaluation/accuracy":
-        value = recorder.evaluations[-1]["accuracy"]
-        if recorder.evaluations[-1]["step"] == step and value >= best.get("value", float("-inf")):
-            best |= {"value": value, "step": step}
+    value = _value_to_keep(config.checkpoint.keep_best, recorder)
+    if value is not None and value >= best.get("value", -math.inf):
+        best |= {"value": value, "step": step}
     if accelerator.is_main_process:
         folder.sync()
         state = {
@@ -185,6 +173,16 @@ def _save(
         )
         prune(folder.checkpoints, config.checkpoint.keep_last, int(best["step"]) if best else None)
     accelerator.wait_for_everyone()
+
+
+def _value_to_keep(metric: str | None, recorder: Recorder) -> float | None:
+    """The metric that chooses the best checkpoint, None where this step has none."""
+    if metric is None or metric in recorder.latest:
+        return metric and recorder.latest[metric]
+    if metric != EVALUATION_METRIC:  # evaluations are rarer than checkpoints
+        known = ", ".join(sorted({*recorder.latest, EVALUATION_METRIC}))
+        recorder.progress.message(f"WARNING: checkpoint.keep_best: there is no metric {metric!r}; there are {known}")
+    return None
 
 
 def _evaluator(config: GRPOConfig, tokenizer, accelerator: Accelerator) -> Evaluator | None:

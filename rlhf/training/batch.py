@@ -12,7 +12,7 @@ class TrainingSample:
 
     `counted`: it is part of the loss and its denominator (False: masked, e.g. truncated).
     `learned`: it is forwarded (False: its gradient is known to be 0, or it is not counted).
-    `reference_logps`: one per completion token where the loss has a KL term.
+    `reference_logps`: one per completion token where there is a KL term.
     """
 
     sample: Sample
@@ -32,19 +32,16 @@ def local_totals(samples: list[TrainingSample]) -> StepTotals:
     return StepTotals(sequences=len(counted), tokens=sum(sample.length for sample in counted))
 
 
-def group_by_prompt(samples: list[TrainingSample]) -> list[list[TrainingSample]]:
+def group_by_prompt(samples: list[TrainingSample], samples_per_prompt: int) -> list[list[TrainingSample]]:
     """The samples of each prompt, in order of first appearance.
 
     By id, not by object: samples read back from a checkpoint do not share their prompt. A prompt that comes twice in a
-    batch (the end of an epoch) is two groups: index 0 starts a new one.
+    batch (the border of two epochs) is two groups: its indices go on counting (rollouts/requests.py).
     """
     groups: dict[tuple[str, int], list[TrainingSample]] = {}
-    occurrence: dict[str, int] = {}
     for sample in samples:
-        prompt_id = sample.sample.prompt.id
-        if sample.sample.index == 0 or prompt_id not in occurrence:
-            occurrence[prompt_id] = occurrence.get(prompt_id, -1) + 1
-        groups.setdefault((prompt_id, occurrence[prompt_id]), []).append(sample)
+        key = (sample.sample.prompt.id, sample.sample.index // samples_per_prompt)
+        groups.setdefault(key, []).append(sample)
     return list(groups.values())
 
 

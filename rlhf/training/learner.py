@@ -76,7 +76,7 @@ class Learner:
         torch.manual_seed(derive_seed(self.config.run.seed, step, "learner", self.accelerator.process_index))
         old_logps = self._old_logps(samples) if self.reuses_batch else None
         averager = MetricAverager()
-        groups = group_by_prompt(samples)
+        groups = group_by_prompt(samples, self.config.sampling.samples_per_prompt)
         for epoch in range(batch.epochs):
             order = self._group_order(len(groups), step, epoch)
             for index, minibatch in enumerate(split_minibatches(groups, batch.minibatches, order)):

@@ -15,6 +15,8 @@ from rlhf.training.progress import ProgressDisplay
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.timing import PhaseTimer
 
+EVALUATION_METRIC = "evaluation/accuracy"
+
 
 class Recorder:
     """Collective: every rank calls every method; the main process writes."""
@@ -30,16 +32,17 @@ class Recorder:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.progress, self.trackers = progress, trackers
         self.timer = PhaseTimer(synchronize_cuda=torch.cuda.is_available())
-        self.evaluations: list[dict[str, Any]] = []
+        self.latest: dict[str, float] = {}
+        """The metrics of the last step, with those of an evaluation after it."""
         self._discarded = 0
 
     def count_discarded(self, groups: int) -> None:
         """Groups without a signal that were replaced in this step."""
         self._discarded += groups
 
-    def most_missing(self, groups: int) -> int:
-        """The largest number of groups that any rank still needs, so that all ranks consume the same prompts."""
-        return maximum(groups, self.accelerator.device)
+    def any_rank(self, condition: bool) -> bool:
+        """Whether it holds on any rank; the same answer on all."""
+        return bool(maximum(int(condition), self.accelerator.device))
 
     def step(self, step: int, samples: list[Sample], update: dict[str, float]) -> None:
         averager = MetricAverager()
@@ -50,6 +53,7 @@ class Recorder:
         self._discarded = 0
         metrics = averager.reduce() | update | self.timer.metrics()
         metrics["speed/tokens_per_second"] = metrics["tokens/completion_total"] / max(1e-9, metrics["time/step"])
+        self.latest = dict(metrics)
         everything = gather_lists(samples)
         if self.accelerator.is_main_process:
             self.folder.append_samples(step, everything)
@@ -61,7 +65,7 @@ class Recorder:
             self.progress.print_completions(everything, self.config.tracking.completions_per_step)
 
     def evaluation(self, record: dict[str, Any], seconds: float) -> None:
-        self.evaluations.append(record)
+        self.latest[EVALUATION_METRIC] = record["accuracy"]
         if self.accelerator.is_main_process:
             values = {name: value for name, value in record.items() if name != "step"}
             self.folder.append_evaluation(record["step"], values)

@@ -1,16 +1,18 @@
 """The loop. Blind to the algorithm: it moves prompts to samples to a batch to an update, and records what happened."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from rlhf.config.grpo import GRPOConfig
 from rlhf.data.order import PromptStream
-from rlhf.data.types import Prompt, Sample
+from rlhf.data.types import Sample
 from rlhf.rewards.scoring import RewardScorer
-from rlhf.rollouts.engine import Engine
+from rlhf.rollouts.engine import Engine, Request
 from rlhf.rollouts.requests import make_requests
 from rlhf.training.batch import TrainingSample
+from rlhf.training.collectives import gather_lists
 from rlhf.training.evaluation import Evaluator
 from rlhf.training.guards import TrainingStopped
 from rlhf.training.learner import Algorithm, Learner
@@ -25,8 +27,8 @@ class RolloutAlgorithm(Algorithm, Protocol):
     def wants_replacement(self, group: list[Sample]) -> bool:
         """Whether a prompt's samples should be replaced by those of a fresh prompt."""
 
-    def prepare(self, samples: list[Sample], learner: Learner) -> tuple[list[TrainingSample], dict[str, float]]:
-        """Advantages and masks of this rank's samples, and metrics."""
+    def prepare(self, samples: list[Sample], learner: Learner) -> list[TrainingSample]:
+        """Advantages and masks of this rank's samples."""
 
 
 class Trainer:
@@ -67,8 +69,8 @@ class Trainer:
                     self.save(step - 1, samples)
                     return False
                 with timer.phase("update"):
-                    batch, metrics = self.algorithm.prepare(samples, self.learner)
-                    metrics |= self.learner.update(batch, self.algorithm, step)
+                    batch = self.algorithm.prepare(samples, self.learner)
+                    metrics = self.learner.update(batch, self.algorithm, step)
                 with timer.phase("sync"):
                     sync_weights(self.learner.policy, self.engine, version=step)
                 self.recorder.step(step, samples, metrics)
@@ -86,26 +88,35 @@ class Trainer:
     def collect(self, step: int) -> list[Sample]:
         """This rank's graded samples of one step; groups without a signal are replaced where the algorithm asks for
         it."""
-        kept: list[list[Sample]] = []
-        missing = self.config.batch.prompts_per_step // self.world_size
+        wanted = self.config.batch.prompts_per_step // self.world_size
         refills = self.config.algorithm.dynamic_sampling.max_refills
+        kept: list[list[Sample]] = []
+        seen: Counter[str] = Counter()
         for attempt in range(refills + 1):
-            groups = self.rollout(self.stream.take(missing * self.world_size)[self.rank :: self.world_size], step)
-            fresh = [group for group in groups if not self.algorithm.wants_replacement(group)]
-            self.recorder.count_discarded(len(groups) - len(fresh) if attempt < refills else 0)
-            kept += fresh if attempt < refills else groups
-            missing = self.recorder.most_missing(self.config.batch.prompts_per_step // self.world_size - len(kept))
-            if not missing:
+            groups = self.rollout(self.take_requests(wanted - len(kept), step, seen), step)
+            if attempt < refills:
+                fresh = [group for group in groups if not self.algorithm.wants_replacement(group)]
+                self.recorder.count_discarded(len(groups) - len(fresh))
+                groups = fresh
+            kept += groups
+            if not self.recorder.any_rank(len(kept) < wanted):
                 break
-        return [sample for group in kept[: self.config.batch.prompts_per_step // self.world_size] for sample in group]
+        return [sample for group in kept for sample in group]
 
-    def rollout(self, prompts: list[Prompt], step: int) -> list[list[Sample]]:
-        """Graded samples by prompt."""
+    def take_requests(self, missing: int, step: int, seen: Counter[str]) -> list[Request]:
+        """Requests for this rank's next `missing` prompts. The ranks take exactly what each of them lacks from one
+        stream, so every prompt is consumed once; all ranks see all prompts, and so agree on the sample indices."""
+        missing_by_rank = gather_lists([missing])
+        prompts = self.stream.take(sum(missing_by_rank))
         count = self.config.sampling.samples_per_prompt
+        requests = make_requests(prompts, count, self.config.run.seed, step, seen)
+        first = sum(missing_by_rank[: self.rank]) * count
+        return requests[first : first + missing * count]
+
+    def rollout(self, requests: list[Request], step: int) -> list[list[Sample]]:
+        """Graded samples by prompt."""
         with self.recorder.timer.phase("generate"):
-            samples = self.engine.generate(
-                make_requests(prompts, count, self.config.run.seed, step), self.config.sampling
-            )
+            samples = self.engine.generate(requests, self.config.sampling)
         with self.recorder.timer.phase("reward"):
             samples = self.scorer.score(samples)
         bad = sum(s.verdict is not None and s.verdict.outcome == "ungradable" for s in samples) / max(1, len(samples))
@@ -116,7 +127,8 @@ class Trainer:
                 f"{self.config.guards.max_ungradable_share:.0%}), e.g.: {'; '.join(reasons)}. Check the gold "
                 f"answers and the grader pool"
             )
-        return [samples[i * count : (i + 1) * count] for i in range(len(prompts))]
+        count = self.config.sampling.samples_per_prompt
+        return [samples[first : first + count] for first in range(0, len(samples), count)]
 
     def evaluate(self, step: int) -> dict[str, Any] | None:
         if self.evaluator is None:

@@ -11,6 +11,11 @@ DATASET = ["--data.type", "dataset", "--data.path", "a.jsonl"]
 # flags that contradict each other, what is said, and the flags of the remedy
 CASES = [
     (["--batch.minibatches", "5"], "set batch.minibatches to 4,", ["--batch.minibatches", "4"]),
+    (["--algorithm.kl.coefficient", "0.1", "--algorithm.kl.estimator", "k1"], "set algorithm.kl.estimator to k3 or k2",
+     ["--algorithm.kl.where", "reward"]),
+    (["--data.level", "1"], "set evaluation.prompts to 25 or less", ["--evaluation.prompts", "25"]),
+    (["--evaluation.data.type", "arithmetic", "--evaluation.data.level", "1"], "or evaluation.data.level higher",
+     ["--evaluation.data.level", "2"]),
     (["--batch.epochs", "2", "--algorithm.preset", "rloo"], "set batch.epochs to 1", ["--batch.epochs", "1"]),
     (["--sampling.temperature", "0"], "set it above 0", ["--sampling.temperature", "1"]),
     (["--sampling.top_p", "0.9"], "set sampling.top_p to 1", ["--sampling.top_p", "1"]),

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf.config.data import ARITHMETIC_HELD_OUT
 from rlhf.data import arithmetic, countdown
 from rlhf.data.errors import DataError
 from rlhf.data.generated import Problem
 
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-HELD_OUT = {1: 25, 2: 508, 3: 4136, 4: 4932, 5: 19635}
 ALL = {1: 100, 2: 2500, 3: 20_000, 4: 24_300, 5: 97_556}
 
 
@@ -45,7 +45,7 @@ def expression_of(question: str) -> str:
 @pytest.mark.parametrize("level", range(1, 6))
 def test_the_halves_are_the_whole_level_and_share_nothing(level):
     training, held_out = arithmetic._halves(level)
-    assert len(held_out) == HELD_OUT[level] and len(training) + len(held_out) == ALL[level]
+    assert len(held_out) == ARITHMETIC_HELD_OUT[level] and len(training) + len(held_out) == ALL[level]
     assert len(set(training) | set(held_out)) == ALL[level]
     # mirror images count as the same problem
     assert not {arithmetic._canonical(terms) for terms in training} & set(map(arithmetic._canonical, held_out))

@@ -63,7 +63,7 @@ def test_too_many_held_out_problems_are_refused_with_their_number(tokenizer):
 
 def test_generated_prompts_that_are_too_long_are_refused_at_once(tokenizer):
     for rule in ("error", "skip"):
-        with pytest.raises(DataError, match=r"arithmetic-level1-train:0: .*max_prompt_tokens.*raise it"):
+        with pytest.raises(DataError, match=r"arithmetic-level2-train:0: .*max_prompt_tokens.*raise it"):
             load_prompts(ArithmeticConfig(max_prompt_tokens=8, overlong_prompts=rule), tokenizer, seed=0)
     config = ArithmeticConfig(max_prompt_tokens=8, overlong_prompts="truncate_left")
     assert tokenizer.decode(load_prompts(config, tokenizer, seed=0)[0].token_ids) == (

@@ -22,7 +22,7 @@ def parts(tmp_path):
     )
     learner = make_learner(config, tmp_path / "dumps")
     algorithm = PolicyGradient(config.algorithm, 4)
-    return learner, algorithm, algorithm.prepare(make_samples(), learner)[0], tmp_path / "dumps"
+    return learner, algorithm, algorithm.prepare(make_samples(), learner), tmp_path / "dumps"
 
 
 def test_a_nan_advantage_names_its_sample_and_leaves_the_weights(parts):

@@ -1,14 +1,20 @@
-"""The same samples give the same gradient, however they are split into micro-batches, packed or padded, for every
-preset."""
+"""The same 32 samples give the same gradient for every preset: any micro-batches, packed or padded, one rank or two."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
+from safetensors.torch import load_file
 
 from rlhf.config.algorithm import PRESETS
-from rlhf.trainers.grpo import PolicyGradient
-from tests.tiny_runs import make_learner, make_samples, save_tiny_model, tiny_config
+from tests.invariants.one_step import count_micro_batches, distance, one_step_gradient
+from tests.tiny_runs import save_tiny_model
 
-SPLITS = [(16, "packed"), (64, "packed"), (10_000, "padded"), (16, "padded")]
+WHOLE, SOME, SINGLE = 10_000, 48, 1  # tokens of a micro-batch
+SPLITS = [(SOME, "packed"), (SINGLE, "packed"), (WHOLE, "padded"), (SINGLE, "padded")]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -16,42 +22,42 @@ def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def gradient(model, tmp_path, algorithm: dict, budget: int, attention: str) -> torch.Tensor:
-    """The master gradient of one optimizer step, caught before clipping and the update."""
-    config = tiny_config(
-        model,
-        model={"path": model, "dtype": "float32", "attention": attention},
-        algorithm=algorithm,
-        batch={"steps": 4, "prompts_per_step": 8, "tokens_per_micro_batch": budget, "max_grad_norm": 1e9},
-        guards={"ratio_tolerance": 1e9},
-    )
-    learner = make_learner(config, tmp_path)
-    caught = []
-    step = learner.optimizer.step
-    learner.optimizer.step = lambda: (
-        caught.append(torch.cat([m.grad.flatten() for m in learner.weights.masters])) or step()
-    )
-    policy_gradient = PolicyGradient(config.algorithm, 4)
-    batch, _ = policy_gradient.prepare(make_samples(), learner)
-    learner.update(batch, policy_gradient, 1)
-    return caught[0]
+def test_the_splits_are_splits():
+    """32 samples at once, about eight at a time, and one at a time (those with tokens): each exceeds the budget."""
+    assert [count_micro_batches(budget) for budget in (WHOLE, SOME, SINGLE)] == [1, 4, 27]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_presets(model, tmp_path, preset):
-    algorithm = {"preset": preset, "dynamic_sampling": {"max_refills": 0}}
-    whole = gradient(model, tmp_path, algorithm, 10_000, "packed")
+def test_micro_batches_and_packing(model, tmp_path, preset):
+    whole = one_step_gradient(model, tmp_path, preset, WHOLE)
     assert float(whole.norm()) > 0
     for budget, attention in SPLITS:
-        other = gradient(model, tmp_path, algorithm, budget, attention)
-        assert float((other - whole).norm() / whole.norm()) < 1e-5, (budget, attention)
+        assert distance(one_step_gradient(model, tmp_path, preset, budget, attention), whole) < 1e-5
 
 
 @pytest.mark.slow
-def test_entropy_bonus_and_dropped_groups(model, tmp_path):
+def test_dropped_groups(model, tmp_path):
     """Forwarding groups without a signal changes nothing: their advantage is exactly 0."""
-    base = gradient(model, tmp_path, {"preset": "grpo"}, 10_000, "packed")
+    base = one_step_gradient(model, tmp_path, "grpo", WHOLE)
     # a bonus too small to see forces all groups to be forwarded
-    kept = gradient(model, tmp_path, {"preset": "grpo", "entropy_coefficient": 1e-12}, 10_000, "packed")
-    assert float((kept - base).norm() / base.norm()) < 1e-5
+    kept = one_step_gradient(model, tmp_path, "grpo", WHOLE, entropy_coefficient=1e-12)
+    assert distance(kept, base) < 1e-5
+
+
+@pytest.mark.slow
+def test_ranks(model, tmp_path):
+    script = Path(__file__).with_name("gradients_on_ranks.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finished = subprocess.run(
+        [*launcher, str(script), model, str(tmp_path), str(tmp_path / "gradients.safetensors")],
+        env=os.environ | dict(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    on_ranks = load_file(tmp_path / "gradients.safetensors")
+    assert on_ranks.keys() == PRESETS.keys()
+    for preset, gradient in on_ranks.items():
+        assert distance(gradient, one_step_gradient(model, tmp_path, preset, WHOLE)) < 1e-5, preset

@@ -17,17 +17,19 @@ from rlhf.training.metrics import deterministic
 from tests.tiny_runs import save_tiny_model, tiny_config
 
 STEPS = 8
-RECIPE = Path(__file__).parents[2] / "recipes" / "grpo.py"
+ROOT = Path(__file__).parents[2]
+RECIPE = [str(ROOT / "recipes" / "grpo.py"), "--config"]
+KILLED_RUN = [str(Path(__file__).with_name("killed_run.py"))]
 
 
-def start(config_file: Path) -> subprocess.Popen:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(RECIPE), "--config", str(config_file)]
+def start(*arguments: str | Path) -> subprocess.Popen:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(config_file: Path) -> str:
-    output, _ = (process := start(config_file)).communicate(timeout=300)
+    output, _ = (process := start(*RECIPE, config_file)).communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
@@ -54,7 +56,7 @@ def write_config(tmp_path: Path, model: str, name: str) -> Path:
 def interrupt(config_file: Path, run: Path, number: signal.Signals, checkpoints: int) -> int:
     """Start a run, send it a signal once it has so many checkpoints, and return its exit status; it must not be done
     by then."""
-    process = start(config_file)
+    process = start(*RECIPE, config_file)
     deadline = time.monotonic() + 240
     while len(list_checkpoints(run / "checkpoints")) < checkpoints and process.poll() is None:
         assert time.monotonic() < deadline
@@ -66,20 +68,45 @@ def interrupt(config_file: Path, run: Path, number: signal.Signals, checkpoints:
     return process.returncode
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def straight(model, tmp_path_factory):
+    """What an undisturbed run leaves behind: every prompt of its steps once, in the order of the stream."""
+    folder = tmp_path_factory.mktemp("straight")
+    finish(write_config(folder, model, "straight"))
+    result = read(folder / "straight")
+    assert all(line["gradient/norm"] > 0 for line in result[0]), "a run without a gradient proves nothing"
+    samples = [json.loads(line) for line in result[1].splitlines()]
+    assert len({s["prompt_id"] for s in samples}) == STEPS * 4
+    assert len({(s["prompt_id"], s["index"]) for s in samples}) == len(samples) == STEPS * 4 * 4
+    return result
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "checkpoints", "status"),
     [(signal.SIGKILL, 2, -signal.SIGKILL), (signal.SIGTERM, 1, 0)],
     ids=["kill", "terminate"],
 )
-def test_interrupted_and_resumed_equals_straight(tmp_path, number, checkpoints, status):
-    model = save_tiny_model(tmp_path / "model")
-    finish(write_config(tmp_path, model, "straight"))
+def test_interrupted_and_resumed_equals_straight(tmp_path, model, straight, number, checkpoints, status):
     interrupted = write_config(tmp_path, model, "interrupted")
     assert interrupt(interrupted, tmp_path / "interrupted", number, checkpoints) == status
     assert "resuming" in finish(interrupted)
-    straight, resumed = read(tmp_path / "straight"), read(tmp_path / "interrupted")
-    assert all(line["gradient/norm"] > 0 for line in straight[0]), "a run without a gradient proves nothing"
-    assert straight == resumed
-    samples = [json.loads(line) for line in straight[1].splitlines()]
-    assert len({(s["step"], s["prompt_id"], s["index"]) for s in samples}) == STEPS * 4 * 4
+    assert read(tmp_path / "interrupted") == straight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["generate", "update", "checkpoint"])
+def test_killed_in_a_phase_and_resumed_equals_straight(tmp_path, model, straight, phase):
+    config_file = write_config(tmp_path, model, "killed")
+    killed = start(*KILLED_RUN, config_file, phase, STEPS // 2 + 1)
+    output, _ = killed.communicate(timeout=240)
+    assert killed.returncode == -signal.SIGKILL, output
+    whole = [path.name for path in list_checkpoints(tmp_path / "killed" / "checkpoints")]
+    assert whole[-1] == f"step-{STEPS // 2:06d}"
+    assert f"after step {STEPS // 2}" in finish(config_file)
+    assert read(tmp_path / "killed") == straight

