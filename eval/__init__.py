@@ -1,0 +1,1 @@
+"""Math evaluation: `python -m eval`. Imports rlhf, never the reverse."""
