@@ -52,8 +52,12 @@ def load_table(path: Path = TABLE) -> dict[str, Entry]:
     problems: list[str] = []
     for name, tree in raw.items():
         entry = _read_entry(name, tree, places.get(("benchmarks", name), str(path)), problems)
-        if entry is not None:
-            table |= {e.name: e for e in _levels(entry)}
+        for one in [] if entry is None else _levels(entry):
+            if one.name in table:
+                problems.append(
+                    f"{path}: benchmark {one.name} is made by `levels` of one entry and by another: rename it"
+                )
+            table[one.name] = one
     if problems:
         raise ConfigError(problems)
     return table
@@ -65,7 +69,7 @@ def _read_entry(name: Any, tree: Any, place: str, problems: list[str]) -> Entry 
         problems.append(f"{where}: must have fields (title, question, answer, ...)")
         return None
     kind = tree.get("kind", "dataset")
-    schema = {"dataset": DatasetEntry, "generated": GeneratedEntry}.get(kind)
+    schema = {"dataset": DatasetEntry, "generated": GeneratedEntry}.get(str(kind))
     if schema is None:
         problems.append(f"{where}: kind = {kind!r}: must be dataset or generated")
         return None
@@ -159,8 +163,9 @@ def _rows(entry: DatasetEntry, data_dir: Path | None) -> Rows:
     try:
         return read_rows(DatasetConfig(path=path, **from_hub))
     except DataError as error:
-        hint = "" if not from_hub else f"; without a network, put {entry.files[0]} into a folder and give --data-dir"
-        raise DataError(f"benchmark {entry.name}: {error}{hint if entry.files else ''}") from error
+        can_be_local = from_hub and entry.files
+        hint = f"; without a network, put {entry.files[0]} into a folder and give --data-dir" if can_be_local else ""
+        raise DataError(f"benchmark {entry.name}: {error}{hint}") from error
 
 
 def _check_count(entry: DatasetEntry, rows: Rows) -> None:

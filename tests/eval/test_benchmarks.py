@@ -235,8 +235,8 @@ def test_a_hub_set_is_read_over_several_splits(tmp_path, monkeypatch):
         lines = [json.dumps({"Body": f"Ann has {n}.", "Question": "How many?", "Answer": float(n)}) for n in numbers]
         (tmp_path / "hub" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "table.yaml").write_text(
-        f"benchmarks:\n  mine:\n    hub: {tmp_path / 'hub'}\n    split: train+test\n    question: '{{Body}} {{Question}}'\n"
-        "    answer: Answer\n    rows: 3\n"
+        f"benchmarks:\n  mine:\n    hub: {tmp_path / 'hub'}\n    split: train+test\n    rows: 3\n    answer: Answer\n"
+        "    question: '{Body} {Question}'\n"
     )
     questions = load("mine", None, extra_files=[tmp_path / "table.yaml"]).questions
     assert [(q.id, q.text, q.gold) for q in questions] == [
@@ -314,6 +314,12 @@ def test_a_bad_entry_is_named_with_file_and_line(entry, message, tmp_path):
         ("gsm9k:\n  question: q\n", "must hold one key, `benchmarks:`"),
         ("benchmarks: [a]\n", "must hold one key, `benchmarks:`"),
         ("benchmarks:\n  mine: 5\n", "mine: must have fields"),
+        ("benchmarks:\n  mine: {kind: [a]}\n", "mine: kind = ['a']: must be dataset or generated"),
+        (
+            "benchmarks:\n  a: {kind: generated, task: arithmetic, level: 2, levels: [2]}\n"
+            "  a-2: {kind: generated, task: countdown}\n",
+            "benchmark a-2 is made by `levels` of one entry and by another",
+        ),
         ("benchmarks:\n  Mine Own:\n    files: [a.jsonl]\n    question: q\n    answer: a\n", "name = 'Mine Own'"),
         ("benchmarks:\n  mine: {\n", "not valid YAML"),
     ],
