@@ -101,15 +101,16 @@ def run(config: GRPOConfig) -> Path:
     try:
         with progress:
             finished = trainer.train()
+        if accelerator.is_main_process:
+            _finish(config, folder, policy, tokenizer, recorder, progress, finished, time.perf_counter() - start)
+        # before the engine is closed: vLLM takes the process group down with it
+        accelerator.wait_for_everyone()
     finally:
         scorer.close()
         if evaluator is not None:
             evaluator.close()
         engine.close()
         trackers.end()
-    if accelerator.is_main_process:
-        _finish(config, folder, policy, tokenizer, recorder, progress, finished, time.perf_counter() - start)
-    accelerator.wait_for_everyone()
     return folder.path
 
 
