@@ -1,6 +1,6 @@
 """Did a model get better? Two evaluations of the same questions, paired by question.
 
-Pairing takes the difficulty of the questions out of the noise (Miller 2024, arXiv 2411.00640, section 4): what is
+Pairing takes the difficulty of the questions out of the noise (Miller 2024, arXiv 2411.00640): what is
 tested is the change on each question, not two accuracies side by side.
 """
 

@@ -2,7 +2,7 @@
 
 The question is what is drawn at random; its samples are not independent of each other. So a statistic is first averaged
 within each question, and the spread between questions gives the standard error (Miller 2024, "Adding Error Bars to
-Evals", arXiv 2411.00640, sections 2 and 3). Treating every sample as a draw of its own gives intervals that are several
+Evals", arXiv 2411.00640). Treating every sample as a draw of its own gives intervals that are several
 times too narrow.
 """
 
