@@ -8,6 +8,7 @@ from rlhf.rewards.expression import (
     Constant,
     Divide,
     Function,
+    ListOf,
     Matrix,
     Multiply,
     Node,
@@ -28,6 +29,9 @@ CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "langle": ("rangle",), "\\{": ("\\}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
 DECORATIONS = frozenset(
     {"overline", "bar", "vec", "hat", "widehat", "overrightarrow", "overleftrightarrow", "underline", "tilde", "dot"}
+)
+_ENVIRONMENTS = frozenset(
+    {"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "smallmatrix", "array", "cases", "dcases"}
 )
 _NAMED_SETS = {"R": "real numbers"}
 _LETTER_NAMES = """
@@ -285,12 +289,12 @@ class AtomParser:
         kind = self.environment_name()
         if kind == "array" and self.token.text == "{":
             self.subscript_text()
-        if kind not in ("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "smallmatrix", "array"):
+        if kind not in _ENVIRONMENTS:
             raise ParseError(f"the environment {kind}")
         rows: list[tuple[Node, ...]] = []
         row: list[Node] = []
         while True:
-            row.append(self.listing())
+            row.append(self.listing(("&", "\\\\", "end")))
             if self.accept("&"):
                 continue
             rows.append(tuple(row))
@@ -302,6 +306,8 @@ class AtomParser:
             raise ParseError("a matrix that is not closed")
         if len({len(r) for r in rows}) != 1:
             raise ParseError("a matrix with rows of different lengths")
+        if kind in ("cases", "dcases") and all(len(r) == 1 for r in rows):
+            return ListOf(tuple(r[0] for r in rows))
         return Matrix("determinant" if kind == "vmatrix" else "matrix", tuple(rows))
 
     def environment_name(self) -> str:

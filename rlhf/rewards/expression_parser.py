@@ -17,6 +17,7 @@ from rlhf.rewards.expression import (
     negate,
 )
 from rlhf.rewards.limits import MAX_DEPTH, LimitExceeded, ParseError
+from rlhf.rewards.notations import base_digits
 
 
 class ExpressionParser(AtomParser):
@@ -176,17 +177,21 @@ class ExpressionParser(AtomParser):
             elif self.token.text == "'" and isinstance(node, Variable):
                 self.next()
                 node = Variable(node.name + "'")
+            elif isinstance(node, Number) and self.accept("'"):
+                continue  # feet, inches or minutes
             else:
                 return node
 
     def subscripted(self, node: Node) -> Node:
         digits = self.tokens[self.position - 1]
+        if digits.text == ")" and self.position > 2:
+            digits = self.tokens[self.position - 2]
         self.next()
         subscript = self.subscript_text()
         if isinstance(node, Variable):
             return Variable(f"{node.name}_{subscript}")
         if digits.kind == "number" and isinstance(node, Number) and digits.text.isascii() and digits.text.isdigit():
-            return Based(digits.text.lstrip("0") or "0", subscript)
+            return Based(digits.text.lstrip("0") or "0", base_digits(subscript))
         raise ParseError("a subscript of something that is no name")
 
     def subscript_text(self) -> str:

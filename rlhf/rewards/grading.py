@@ -4,14 +4,15 @@ import re
 from functools import lru_cache
 
 from rlhf.data.types import Verdict
-from rlhf.rewards.expression import ListOf, Node, Quantity, Words, is_expression, variables
-from rlhf.rewards.extraction import extract
+from rlhf.rewards.expression import ListOf, Node, Quantity, SetOf, Variable, Words, is_expression, variables
+from rlhf.rewards.extraction import Extraction, extract
 from rlhf.rewards.latex import clean
 from rlhf.rewards.limits import MAX_ANSWER_CHARS, LimitExceeded, ParseError, Undefined
 from rlhf.rewards.numeric import Evaluator
 from rlhf.rewards.parser import parse
 from rlhf.rewards.structure import same_answer
-from rlhf.rewards.units import SINGLE_LETTER_UNITS, is_words, plain_words
+from rlhf.rewards.units import SINGLE_LETTER_UNITS
+from rlhf.rewards.words import is_words, means_no_solution, names_option, number_in_words, plain_words
 
 SHOWN_CHARS = 200
 """Longest answer quoted in a verdict."""
@@ -37,7 +38,7 @@ def grade(completion: str, gold: str, prompt: str | None = None) -> Verdict:
     answer = _collapsed(found.text)
     verdict = compare(answer, gold)
     if verdict.outcome != "right" and found.alternative is not None and found.alternative != found.text:
-        if _needs_alternative(answer, gold):
+        if _needs_alternative(answer, gold) or _is_result(found):
             answer = _collapsed(found.alternative)
             verdict = compare(answer, gold)
     return verdict
@@ -71,6 +72,10 @@ def _same(answer: str, gold: str) -> tuple[bool, str]:
         return True, "the same words"
     if len(answer) <= MAX_ANSWER_CHARS and clean(answer) == clean(gold):
         return True, "the same after normalisation"
+    if isinstance(gold_tree, Variable) and gold_tree.name.isupper() and names_option(answer, gold_tree.name):
+        return True, "the same option"
+    if gold_tree == SetOf(()) and means_no_solution(answer):
+        return True, "no solution"
     if isinstance(gold_tree, LimitExceeded):
         raise _UnreadableGold(str(gold_tree))
     if isinstance(gold_tree, ParseError):
@@ -78,7 +83,7 @@ def _same(answer: str, gold: str) -> tuple[bool, str]:
             return False, "other words"
         raise _UnreadableGold(str(gold_tree))
     try:
-        trees = _readings(answer, gold_tree)
+        trees = _readings(number_in_words(answer) or answer, gold_tree)
     except ParseError as error:
         return False, f"the answer is not mathematics that is read here ({error})"
     evaluator = Evaluator()
@@ -149,6 +154,12 @@ def _gold_answer(gold: str) -> str:
 
 def _collapsed(text: str) -> str:
     return " ".join(text.split())
+
+
+def _is_result(found: Extraction) -> bool:
+    """True for the last number of a completion where it is all that stands behind the last equals sign around it."""
+    result = (found.text or "").rpartition("=")
+    return found.source == "number" and bool(result[1]) and result[2].strip(" .") == found.alternative
 
 
 def _needs_alternative(answer: str, gold: str) -> bool:

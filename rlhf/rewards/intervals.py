@@ -1,8 +1,13 @@
 """Sets of real numbers as unions of intervals: interval notation, inequalities, the real line without points."""
 
+from fractions import Fraction
+
 from rlhf.rewards.expression import (
+    MINUS_ONE,
+    Add,
     Constant,
     ListOf,
+    Multiply,
     Node,
     Relation,
     SetOf,
@@ -18,6 +23,8 @@ from rlhf.rewards.numeric import Evaluator
 _INFINITY = Constant("infinity")
 MIRRORED = {">": "<", ">=": "<="}
 _REALS = Variable("real numbers")
+MAX_PAIRS = 400
+"""Largest number of pairs of intervals that are intersected."""
 
 
 class Intervals:
@@ -29,24 +36,47 @@ class Intervals:
     def of(self, node: Node) -> list[Tuple] | None:
         """A union of disjoint intervals and points in increasing order; None if `node` is not such a set."""
         if node == _REALS:
-            return [_interval(negate(_INFINITY), _INFINITY)]
+            return [_WHOLE_LINE]
         if isinstance(node, Tuple):
             return [node] if len(node.items) == 2 and all(map(is_expression, node.items)) else None
         if isinstance(node, SetOf):
-            return [Tuple("[", (item, item), "]") for item in node.items if is_expression(item)]
+            points = [Tuple("[", (item, item), "]") for item in node.items if is_expression(item)]
+            return points if len(points) == len(node.items) else None
         if isinstance(node, Relation):
             return self._solution(node)
-        if isinstance(node, ListOf) and (node.disjunction or len(node.items) == 1):
-            node = SetOperation("union", node.items)
-        if isinstance(node, SetOperation) and node.name == "union":
-            parts = [self.of(part) for part in node.parts]
-            return None if None in parts else self._sorted_union([i for part in parts for i in part])
-        if isinstance(node, SetOperation) and node.name == "difference" and isinstance(node.parts[1], SetOf):
-            parts = self.of(node.parts[0])
-            for point in node.parts[1].items:
-                parts = self._without(parts, point)
-            return parts
+        if isinstance(node, ListOf):
+            return self._listed(node)
+        if isinstance(node, SetOperation):
+            return self._combined(node.name, node.parts)
+        if isinstance(node, Add) and len(node.terms) == 2 and isinstance(node.terms[1], Multiply):
+            minus, *removed = node.terms[1].factors
+            if minus == MINUS_ONE and len(removed) == 1 and isinstance(removed[0], SetOf):
+                return self._combined("difference", (node.terms[0], removed[0]))  # \mathbb{R} - \{0\}
         return None
+
+    def _listed(self, node: ListOf) -> list[Tuple] | None:
+        """Alternatives joined by "or"; inequalities in one variable, all of which hold."""
+        if node.disjunction or len(node.items) == 1:
+            return self._combined("union", node.items)
+        if all(map(is_inequality, node.items)) and len({variables(item) for item in node.items}) == 1:
+            return self._combined("intersection", node.items)
+        return None
+
+    def _combined(self, name: str, nodes: tuple[Node, ...]) -> list[Tuple] | None:
+        parts = [self.of(node) for node in nodes]
+        if None in parts:
+            return None
+        if name == "union":
+            return self._sorted_union([interval for part in parts for interval in part])
+        result = self._sorted_union(parts[0])
+        for part in parts[1:]:
+            other = self._sorted_union(part)
+            if result is not None and other is not None and name == "difference":
+                other = self._complement(other)
+            if result is None or other is None or len(result) * len(other) > MAX_PAIRS:
+                return None
+            result = self._intersection(result, other)
+        return result
 
     def _solution(self, relation: Relation) -> list[Tuple] | None:
         """The interval of an inequality between one variable and constants."""
@@ -80,7 +110,7 @@ class Intervals:
         """Parts in increasing order, those that touch (`[0,1)`, `[1,2]`) joined; unsorted where ends have no order."""
         keyed = []
         for part in parts:
-            ends = [None if variables(end) else self._evaluator.order(end) for end in part.items]
+            ends = [self._order(end) for end in part.items]
             if None in ends:
                 return parts
             keyed.append((ends[0], ends[1], part))
@@ -95,22 +125,46 @@ class Intervals:
                 joined.append((low, high, part))
         return [part for _, _, part in joined]
 
-    def _without(self, parts: list[Tuple] | None, point: Node) -> list[Tuple] | None:
-        if parts is None or not is_expression(point) or variables(point):
+    def _complement(self, parts: list[Tuple]) -> list[Tuple] | None:
+        """What lies outside disjoint intervals in increasing order."""
+        if any(variables(end) for part in parts for end in part.items):
             return None
-        place = self._evaluator.order(point)
-        result = []
+        gaps, low, bracket = [], negate(_INFINITY), "("
         for part in parts:
-            low, high = (self._evaluator.order(end) for end in part.items)
-            if place is not None and low is not None and high is not None and low < place < high:
-                result += [
-                    Tuple(part.opening, (part.items[0], point), ")"),
-                    Tuple("(", (point, part.items[1]), part.closing),
-                ]
-            else:
-                result.append(part)
-        return result
+            gaps.append(Tuple(bracket, (low, part.items[0]), ")" if part.opening == "[" else "]"))
+            low, bracket = part.items[1], "(" if part.closing == "]" else "["
+        gaps.append(Tuple(bracket, (low, _INFINITY), ")"))
+        return [gap for gap in gaps if self._holds_something(gap)]
+
+    def _intersection(self, one: list[Tuple], other: list[Tuple]) -> list[Tuple] | None:
+        if any(self._order(end) is None for part in (*one, *other) for end in part.items):
+            return None
+        pairs = [self._overlap(a, b) for a in one for b in other]
+        return [pair for pair in pairs if self._holds_something(pair)]
+
+    def _overlap(self, a: Tuple, b: Tuple) -> Tuple:
+        # of two equal ends, the open one is the stricter
+        low = max((a, b), key=lambda part: (self._order(part.items[0]), part.opening == "("))
+        high = min((a, b), key=lambda part: (self._order(part.items[1]), part.closing == "]"))
+        return Tuple(low.opening, (low.items[0], high.items[1]), high.closing)
+
+    def _holds_something(self, part: Tuple) -> bool:
+        low, high = map(self._order, part.items)
+        if low is None or high is None:
+            return True
+        return low < high or (low == high and (part.opening, part.closing) == ("[", "]"))
+
+    def _order(self, end: Node) -> float | Fraction | None:
+        return None if variables(end) else self._evaluator.order(end)
+
+
+def is_inequality(node: Node) -> bool:
+    """True for a relation that bounds something: <, <=, >, >=, != or a chain of them."""
+    return isinstance(node, Relation) and set(node.operators) <= {"<", "<=", ">", ">=", "!="}
 
 
 def _interval(low: Node, high: Node) -> Tuple:
     return Tuple("(", (low, high), ")")
+
+
+_WHOLE_LINE = _interval(negate(_INFINITY), _INFINITY)

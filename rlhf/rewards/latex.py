@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from rlhf.rewards.limits import MAX_DEPTH, LimitExceeded, ParseError
+from rlhf.rewards.notations import rewritten
 from rlhf.rewards.units import SHORT_UNITS, SHORT_WORDS
 
 
@@ -64,7 +65,7 @@ _ORDINAL = re.compile(
 )
 _SPACES = re.compile(r"\\[,;:! >]|~|\\(?:quad|qquad|thinspace|enspace|space)(?![A-Za-z])")
 _TRAILING_TEXT = re.compile(r"\\text ?\{ ?[.,;]? ?\}$")
-_REPEATING = re.compile(r"(\d{0,50})\.(\d{0,50})\\(?:overline|bar) ?(?:\{(\d{1,50})\}|(\d))")
+_REPEATING = re.compile(r"(\d{0,50})\.(\d{0,50})\\(?:overline|bar|dot) ?(?:\{(\d{1,50})\}|(\d))")
 
 
 def clean(text: str) -> str:
@@ -72,7 +73,7 @@ def clean(text: str) -> str:
 
     `10,\!080`, `1{,}450` and `12\,345` become plain digits.
     """
-    text = text.translate(_TRANSLATION).strip()
+    text = rewritten(text.translate(_TRANSLATION).strip())
     text = _GROUPED_LATEX.sub(lambda match: _NOT_DIGITS.sub("", match.group()), text)
     text = _DOLLAR.sub(" ", text)
     text = _EMPTY_DELIMITER.sub(" ", text)
@@ -121,6 +122,7 @@ _RENAMED = {
     "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|",
     "degree": "circ", "land": "and", "lor": "or", "backslash": "setminus", "prime": "'", "mid": "|", "wedge": "and",
     "vee": "or", "lparen": "(", "rparen": ")", "infin": "infty", "union": "cup",
+    "bigcup": "cup", "bigcap": "cap", "smallsetminus": "setminus",
 }  # fmt: skip
 _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<command>\\[A-Za-z]+\*?)|(?P<escaped>\\.)|(?P<grouped>\d{1,3}(?:,\d{3})+(?![\d]|,\d)(?:\.\d+)?)"

@@ -103,6 +103,8 @@ class _AnswerParser(ExpressionParser):
     def relation(self, first: Node) -> Node:
         if self.token.text == ":" and self.token.kind == "symbol" and "\\{" not in self.closers:
             return self.ratio(first)
+        if self.token == Token("word", "to", self.token.spaced) and self.ahead().kind == "number":
+            return self.ratio(first)
         sides, operators = [first], []
         while self.token.kind in ("symbol", "command") and self.token.text in RELATIONS:
             operators.append(RELATIONS[self.next().text])
@@ -116,7 +118,7 @@ class _AnswerParser(ExpressionParser):
 
     def ratio(self, first: Node) -> Node:
         parts, clock = [first], False
-        while self.accept(":"):
+        while self.accept(":") or (self.token.text == "to" and self.next()):
             clock = self.token.kind == "number" and len(self.token.text) == 2
             parts.append(self.sum())
         return Ratio(tuple(parts), clock)

@@ -9,6 +9,8 @@ import itertools
 
 from rlhf.rewards.expansion import written_out
 from rlhf.rewards.expression import (
+    MINUS_ONE,
+    Add,
     Based,
     Constant,
     Degrees,
@@ -19,7 +21,6 @@ from rlhf.rewards.expression import (
     Multiply,
     Node,
     Number,
-    Power,
     Quantity,
     Ratio,
     Relation,
@@ -32,7 +33,7 @@ from rlhf.rewards.expression import (
     subtract,
     variables,
 )
-from rlhf.rewards.intervals import MIRRORED, Intervals
+from rlhf.rewards.intervals import MIRRORED, Intervals, is_inequality
 from rlhf.rewards.numeric import Evaluator
 from rlhf.rewards.units import conflicting
 
@@ -79,6 +80,8 @@ class _Comparison:
             return brackets and self.same_in_order(gold.items, answer.items)
         for one, other in ((gold, answer), (answer, gold)):
             if isinstance(one, Tuple) and isinstance(other, ListOf) and (one.opening, one.closing) == ("(", ")"):
+                if any(map(is_inequality, other.items)):
+                    continue
                 return self.same_in_order(gold.items, answer.items)  # a point or list without its parentheses
         if isinstance(gold, Matrix) and isinstance(answer, Matrix):
             return (
@@ -197,7 +200,7 @@ class _Comparison:
         left, right = self.intervals.of(gold), self.intervals.of(answer)
         if left is None or right is None or not self.same_intervals(left, right):
             return False
-        names = [variables(n) for n in (gold, answer) if isinstance(n, (Relation, ListOf))]
+        names = [variables(n) for n in (gold, answer) if isinstance(n, (Relation, ListOf)) and variables(n)]
         return len(names) < 2 or names[0] == names[1]
 
     def same_intervals(self, gold: list[Tuple], answer: list[Tuple]) -> bool:
@@ -242,14 +245,20 @@ def _is_name(node: Node) -> bool:
         return all(map(_is_name, node.items))
     if isinstance(node, Function):
         return bool(variables(node))
-    if isinstance(node, Power):
-        return False
+    if isinstance(node, Add):  # x + y = 42
+        return len(set(node.terms)) == len(node.terms) and all(map(_is_signed_variable, node.terms))
     if isinstance(node, Multiply):
         head, rest = node.factors[0], node.factors[1:]
         if isinstance(head, Variable) and head.name[0] in _FUNCTION_LETTERS and len(rest) == 1:
             return is_expression(rest[0]) or isinstance(rest[0], Tuple)
         return all(isinstance(f, (Variable, Constant, Function)) for f in node.factors)
     return False
+
+
+def _is_signed_variable(node: Node) -> bool:
+    if isinstance(node, Multiply) and node.factors[0] == MINUS_ONE and len(node.factors) == 2:
+        node = node.factors[1]
+    return isinstance(node, Variable)
 
 
 def _same_based(gold: Node, answer: Node) -> bool:

@@ -1,25 +1,23 @@
-"""Words in answers: which are units (and so may be dropped or added), which turn an answer into something else."""
-
-import re
+"""Words behind values: which are units (and so may be dropped or added), which turn an answer into something else."""
 
 _UNIT_SPELLINGS = {
     "millimeter": "mm millimeters millimetre millimetres",
     "centimeter": "cm centimeters centimetre centimetres",
-    "meter": "meters metre metres",
+    "meter": "m meters metre metres",
     "kilometer": "km kilometers kilometre kilometres kms",
     "inch": "inches",
     "foot": "ft feet",
     "yard": "yd yards yds",
     "mile": "mi miles",
     "milligram": "mg milligrams",
-    "gram": "grams",
+    "gram": "g grams",
     "kilogram": "kg kilograms kgs",
     "ounce": "oz ounces",
     "pound": "lb lbs pounds",
     "ton": "tons",
-    "second": "sec secs seconds",
+    "second": "s sec secs seconds",
     "minute": "min mins minutes",
-    "hour": "hr hrs hours",
+    "hour": "h hr hrs hours",
     "day": "days",
     "week": "weeks",
     "month": "months",
@@ -59,12 +57,12 @@ times divided is are was equals equal correct incorrect answer true false yes no
 """
 _NOT_UNITS = frozenset(_CHANGES_THE_MEANING.split())
 MAX_UNIT_WORDS = 4
-_ARTICLES = frozenset({"the", "a", "an"})
+ARTICLES = frozenset({"the", "a", "an"})
 
 
 def unit_of(words: list[str]) -> str | None:
     """The canonical unit that trailing `words` stand for, or None if they change the meaning and may not be dropped."""
-    words = [w for w in (word.lower() for word in words) if w not in _ARTICLES]
+    words = [w for w in (word.lower() for word in words) if w not in ARTICLES]
     if len(words) > MAX_UNIT_WORDS or any(w in _NOT_UNITS for w in words):
         return None
     return " ".join(CANONICAL_UNIT.get(w, w) for w in words)
@@ -74,27 +72,3 @@ def conflicting(unit: str, other: str) -> bool:
     """True if both are known units of one word and differ (6 hours are not 6 minutes)."""
     known = CANONICAL_UNIT.values()
     return bool(unit and other) and unit != other and unit in known and other in known
-
-
-_WRAPPERS = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname)\b"
-)
-_NOISE = re.compile(r"[\s{}$\\.,;:!~*\"'`]+")
-
-
-_WORDS = re.compile(r"[^\W\d_]+(?:[ \-'/][\w\-'/]+)*")
-_MATHEMATICS = re.compile(r"\\[A-Za-z]|[\^_=<>]")
-
-
-def is_words(text: str) -> bool:
-    """True if an answer is words and no mathematics, however it is wrapped."""
-    return _MATHEMATICS.search(_WRAPPERS.sub("", text)) is None and _WORDS.fullmatch(plain_words(text)) is not None
-
-
-def plain_words(text: str) -> str:
-    """Text for comparison as words: no LaTeX wrappers, case, punctuation, surrounding parentheses or articles."""
-    words = _NOISE.sub(" ", _WRAPPERS.sub(" ", text)).casefold().strip()
-    if words.startswith("(") and words.endswith(")") and "(" not in words[1:-1]:
-        words = words[1:-1].strip()
-    head, _, rest = words.partition(" ")
-    return rest if rest and head in _ARTICLES else words

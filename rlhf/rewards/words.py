@@ -1,0 +1,61 @@
+"""Answers that are words: names, options, numbers written out, "no solution"."""
+
+import re
+
+from rlhf.rewards.units import ARTICLES
+
+_WRAPPERS = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname)\b"
+)
+_NOISE = re.compile(r"[\s{}$\\.,;:!~*\"'`]+")
+_WORDS = re.compile(r"[^\W\d_]+(?:[ \-'/][\w\-'/]+)*")
+_MATHEMATICS = re.compile(r"\\[A-Za-z]|[\^_=<>]")
+
+
+def is_words(text: str) -> bool:
+    """True if an answer is words and no mathematics, however it is wrapped."""
+    return _MATHEMATICS.search(_WRAPPERS.sub("", text)) is None and _WORDS.fullmatch(plain_words(text)) is not None
+
+
+_ONES_TEXT = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen
+"""
+_TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
+_ONES, _TENS = _ONES_TEXT.split(), _TENS_TEXT.split()
+_NUMBERS = {word: str(value) for value, word in enumerate(_ONES)}
+_NUMBERS |= {word: str(10 * value) for value, word in enumerate(_TENS, start=2)}
+_NUMBERS |= {
+    f"{tens}-{ones}": str(10 * value + digit)
+    for value, tens in enumerate(_TENS, start=2)
+    for digit, ones in enumerate(_ONES[1:10], start=1)
+}
+MAX_WORD_CHARS = 60
+_NO_SOLUTION = frozenset({"no solution", "no solutions", "empty set", "there is no solution", "there are no solutions"})
+_OPTION = re.compile(r"(?:(?:option|choice|answer) )?\(?([a-z])\)?")
+
+
+def number_in_words(text: str) -> str | None:
+    """The digits of an answer that is one number word up to ninety-nine (`\\text{twelve}`), or None."""
+    return None if len(text) > MAX_WORD_CHARS else _NUMBERS.get(plain_words(text).replace(" ", "-"))
+
+
+def means_no_solution(text: str) -> bool:
+    """True if words say that the set of solutions is empty."""
+    return plain_words(text) in _NO_SOLUTION
+
+
+def names_option(text: str, letter: str) -> bool:
+    """True if an answer names the option `letter` with more than the letter itself: `B)`, `Option B`."""
+    words = plain_words(text) if len(text) <= MAX_WORD_CHARS else ""
+    match = _OPTION.fullmatch(words)
+    return match is not None and len(words) > 1 and match[1] == letter.casefold()
+
+
+def plain_words(text: str) -> str:
+    """Text for comparison as words: no LaTeX wrappers, case, punctuation, surrounding parentheses or articles."""
+    words = _NOISE.sub(" ", _WRAPPERS.sub(" ", text)).casefold().strip()
+    if words.startswith("(") and words.endswith(")") and "(" not in words[1:-1]:
+        words = words[1:-1].strip()
+    head, _, rest = words.partition(" ")
+    return rest if rest and head in ARTICLES else words
