@@ -72,7 +72,11 @@ class EvalSettings(Section):
     @field_validator("benchmarks", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
-        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+        # a flag's text arrives as a list of one
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
+            return value
+        return [name.strip() for names in values for name in names.split(",") if name.strip()]
 
     @field_validator("benchmarks")
     @classmethod

@@ -1,0 +1,86 @@
+"""`python -m eval run` on a tiny model: files, figures, refusals, and a killed run that gives the same samples."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eval.__main__ import main
+from tests.tiny_runs import save_tiny_model
+
+ROOT = Path(__file__).parents[2]
+QUESTIONS, SAMPLES = 12, 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def arguments(model: str, output: Path, **changes: object) -> list[str]:
+    settings = {
+        "model": model, "benchmarks": "arithmetic,word_problems", "engine": "transformers", "samples": SAMPLES,
+        "temperature": 1.0, "max_tokens": 8, "limit": QUESTIONS, "samples_per_batch": 8, "output": output,
+    } | changes  # fmt: skip
+    return ["run", *(part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value)))]
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_continued_to_the_same_samples(model, tmp_path):
+    assert main(arguments(model, tmp_path / "whole")) == 0
+    command = [sys.executable, "-m", "eval", *arguments(model, tmp_path / "killed")]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    parts = tmp_path / "killed" / "parts"
+    while process.poll() is None and not (parts.is_dir() and list(parts.glob("*.jsonl"))):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert not (tmp_path / "killed" / "samples.jsonl").exists(), output
+    assert main(arguments(model, tmp_path / "killed")) == 0
+    whole, killed = (tmp_path / name / "samples.jsonl" for name in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+    assert len(lines(tmp_path / "whole")) == 2 * QUESTIONS * SAMPLES
+    assert len({(a["benchmark"], a["id"], a["sample"]) for a in lines(tmp_path / "whole")}) == 2 * QUESTIONS * SAMPLES
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    counts = summary["benchmarks"]["arithmetic"]["counts"]
+    assert counts["questions"] == QUESTIONS and counts["samples"] == QUESTIONS * SAMPLES
+    estimates = summary["benchmarks"]["arithmetic"]["estimates"]
+    assert {"avg@2", "pass@1", "pass@2", "maj@1", "maj@2", "truncated"} <= estimates.keys()
+    assert all(0 <= e["low"] <= e["value"] <= e["high"] for e in estimates.values())
+    assert "| arithmetic | 12 | avg@2 |" in (tmp_path / "whole" / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_other_settings_do_not_continue_a_run_and_it_compares_with_itself(model, tmp_path, capsys):
+    changes = {"benchmarks": "arithmetic", "samples": 1, "temperature": 0.0}
+    assert main(arguments(model, tmp_path / "a", **changes)) == 0
+    capsys.readouterr()
+    assert main(arguments(model, tmp_path / "a", **changes, seed=1)) == 1
+    assert "seed: 0 there, 1 now" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "a")]) == 0
+    told = capsys.readouterr().out
+    assert "gained: 0" in told and "lost: 0" in told and "McNemar" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"samples": 4, "temperature": 0.0}, "set temperature above 0"),
+        ({"benchmarks": "gsm8l"}, "there is no benchmark 'gsm8l'"),
+        ({"template": "qwen"}, "unknown template 'qwen'"),
+        ({"max_tokes": 8}, "max_tokes"),
+    ],
+)
+def test_what_cannot_be_run_is_said(model, tmp_path, capsys, changes, said):
+    assert main(arguments(model, tmp_path / "out", **changes)) in (1, 2)
+    assert said in capsys.readouterr().err
