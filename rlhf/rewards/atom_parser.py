@@ -23,7 +23,7 @@ from rlhf.rewards.latex import Token
 from rlhf.rewards.limits import MAX_DEPTH, MAX_LITERAL_DIGITS, LimitExceeded, ParseError
 
 END = Token("end", "")
-RELATIONS = {"=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "in": "in", "approx": "=", "equiv": "~",
+RELATIONS = {"=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "in": "in", "approx": "≈", "equiv": "~",
               "cong": "~", "sim": "~", "subset": "~", "parallel": "~", "perp": "~"}  # fmt: skip
 CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "langle": ("rangle",), "\\{": ("\\}",)}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}

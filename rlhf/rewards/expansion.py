@@ -15,6 +15,7 @@ from rlhf.rewards.expression import (
     SetOf,
     SetOperation,
     Tuple,
+    Variable,
     rebuild,
     walk,
 )
@@ -54,12 +55,19 @@ def _with_signs(node: Node, signs: dict[int, int]) -> Node:
     return rebuild(node, lambda child: _with_signs(child, signs))
 
 
+def _names_a_point(node: Node) -> bool:
+    """True for the P of the point P(3, -1)."""
+    return isinstance(node, Variable) and len(node.name) == 1 and node.name.isupper()
+
+
 def _distributed(node: Node) -> Node:
     """A number times a matrix or vector, multiplied out; structures inside structures likewise."""
     if isinstance(node, Multiply):
         structures = [f for f in node.factors if isinstance(f, (Matrix, Tuple))]
         if len(structures) == 1:
             scale = tuple(f for f in node.factors if f is not structures[0])
+            if isinstance(structures[0], Tuple) and len(scale) == 1 and _names_a_point(scale[0]):
+                return _distributed(structures[0])
             return rebuild(structures[0], lambda entry: Multiply((*scale, entry)))
     if isinstance(node, (Matrix, Tuple, ListOf, SetOf, SetOperation, Relation)):
         return rebuild(node, _distributed)

@@ -96,6 +96,8 @@ class ExpressionParser(AtomParser):
             return text in STARTING_COMMANDS or text in LETTER_COMMANDS or text in DECORATIONS
         if text == "|":
             return self.bars == 0 and "\\{" not in self.closers
+        if text == "(" and self.ahead().kind == "word":
+            return False  # a unit in parentheses
         return kind == "symbol" and text in ("(", "[", "{")
 
     def factor(self) -> Node:
@@ -119,7 +121,8 @@ class ExpressionParser(AtomParser):
         return self.percent(base)
 
     def after_degrees(self, node: Node) -> Node:
-        self.accept("C", "F")
+        if self.token.kind in ("variable", "word") and self.token.text.upper() in ("C", "F"):
+            self.next()
         return node
 
     def degree_group(self) -> bool:

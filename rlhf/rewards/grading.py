@@ -115,8 +115,8 @@ def _readings(answer: str, gold: Node) -> list[tuple[Node, Node]]:
     if isinstance(gold, ListOf) and _PLAIN_GROUPS.search(answer):
         trees.append((parse(answer, grouping=False), gold))
     if is_expression(_value(gold)) and not variables(gold) and variables(tree):
-        without_unit = _UNIT_LETTER.fullmatch(answer)
-        if without_unit and without_unit[2] in SINGLE_LETTER_UNITS:
+        without_unit = _UNIT_LETTER.fullmatch(clean(answer))
+        if without_unit and (without_unit[2] or without_unit[3]) in SINGLE_LETTER_UNITS:
             trees.append((parse(without_unit[1]), gold))
     return trees
 
@@ -126,7 +126,7 @@ def _value(node: Node) -> Node:
 
 
 _PLAIN_GROUPS = re.compile(r"\d,\d{3}")
-_UNIT_LETTER = re.compile(r"(.*[\d}])\s*([A-Za-z])(?:\^\{?[23]\}?)?")
+_UNIT_LETTER = re.compile(r"(.*[\d}])\s*(?:\\mathrm\s?\{\s*([A-Za-z])\s*\}|([A-Za-z]))(?:\^\{?[23]\}?)?")
 _LITERAL = re.compile(r"(-?)\s?\\?\$?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.(\d*))?\s?(?:\\?%)?\$?\.?")
 
 

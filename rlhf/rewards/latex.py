@@ -55,7 +55,8 @@ _NOT_DIGITS = re.compile(r"[^\d]+")
 _DOLLAR = re.compile(r"\\?\$")
 _DROPPED = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|displaystyle|textstyle|limits|"
-    r"boldsymbol|boxed|fbox|bf|rm|it|nolimits|mathstrut|strut|underline|checkmark|therefore|blacksquare)(?![A-Za-z])"
+    r"boldsymbol|boxed|fbox|bf|rm|it|nolimits|mathstrut|strut|underline|checkmark|therefore|blacksquare|ensuremath|"
+    r"small|large|Large|LARGE|huge|Huge|normalsize|hfill|ldotp)(?![A-Za-z])"
 )
 _EMPTY_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _PHANTOM = re.compile(r"\\(?:phantom|hphantom|vphantom|color|textcolor|label|tag|vspace|hspace)\*? ?\{[^{}]*\}")
@@ -111,9 +112,11 @@ max min gcd lcm asin acos atan lg abs floor ceil cbrt
 _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _SPELLINGS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}
 _BARE_CONSTANTS = {"pi": "pi", "infty": "infinity", "infinity": "infinity", "oo": "infinity"}
-_TEXT_COMMANDS = frozenset({"text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "hbox"})
+_TEXT_COMMANDS = frozenset(
+    {"text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "textup", "textsc", "mbox", "hbox"}
+)
 _FONT_COMMANDS = frozenset(
-    {"mathrm", "operatorname", "mathbf", "mathit", "mathsf", "mathcal", "mathtt", "mathnormal", "emph", "bm"}
+    {"mathrm", "operatorname", "mathbf", "mathit", "mathsf", "mathcal", "mathtt", "mathnormal", "emph", "bm", "bold"}
 )
 _RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
@@ -122,6 +125,7 @@ _RENAMED = {
     "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|",
     "degree": "circ", "land": "and", "lor": "or", "backslash": "setminus", "prime": "'", "mid": "|", "wedge": "and",
     "vee": "or", "lparen": "(", "rparen": ")", "infin": "infty", "union": "cup",
+    "nicefrac": "frac", "sfrac": "frac", "cr": "\\\\", "bar": "overline", "overrightarrow": "vec", "widehat": "hat",
     "bigcup": "cup", "bigcap": "cap", "smallsetminus": "setminus",
 }  # fmt: skip
 _TOKEN = re.compile(
@@ -183,7 +187,9 @@ def _tokenize(text: str, grouping: bool, words_only: bool, depth: int, tokens: l
             tokens.append(Token("number", value.replace(",", ""), spaced))
         elif kind == "power":
             tokens.append(Token("symbol", "^", spaced))
-        elif not (words_only and value in ".!?"):
+        elif kind == "escaped" and value == "\\&":
+            tokens.append(Token("separator", "and", spaced))
+        elif not (words_only and value == "."):
             tokens.append(Token("separator" if value in ",;" else "symbol", value, spaced))
         last = tokens[-1].text if tokens else ""
         if kind in ("escaped", "other", "command"):

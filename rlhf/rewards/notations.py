@@ -21,9 +21,9 @@ _OUTWARD_INTERVAL = re.compile(
     r"(?P<before>^|\\cup|\\in(?![A-Za-z])|=|∪|∈)\s?(?P<open>[\[\]])(?P<ends>[^\[\]()]{1,80}[,;][^\[\]()]{1,80})"
     r"(?P<close>[\[\]])(?=\s?(?:$|\\cup|∪))"
 )
-_CURRENCY_CODE = re.compile(r"^(?:US|USD|Rs\.?|EUR|GBP|CAD|AUD)\s?(?=\d|\\?\$)")
+_CURRENCY_CODE = re.compile(r"^(?:\\(?:text|mathrm) ?\{ ?)?(?:US|USD|Rs\.?|EUR|GBP|CAD|AUD)(?: ?\})?\s?(?=\d|\\?\$)")
 _BASE_WORDS = re.compile(
-    r"(?<=[0-9A-F])\s?(?:\\text\s?\{\s?)?\(?(?:in )?base[ -]?(?:\\text\s?\{)?([a-z]{3,9}|\d{1,2})\)?\s?\}?$"
+    r"(?<=[0-9A-F])\s?(?:\\text\s?\{\s?)?\(?(?:in )?base[ -]?(?:\}\s?|\\text\s?\{)?([a-z]{3,9}|\d{1,2})\)?\s?\}?$"
 )
 _BASES = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
@@ -46,6 +46,8 @@ def rewritten(text: str) -> str:
         text = _BASE_WORDS.sub(lambda match: f"_{{{base_digits(match[1])}}}", text)
     if "[" in text and "]" in text:
         text = _OUTWARD_INTERVAL.sub(_inward, text)
+    if ":" in text:
+        text = text.replace("{:}", ":")
     return _CURRENCY_CODE.sub("", text)
 
 

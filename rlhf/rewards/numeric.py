@@ -18,6 +18,7 @@ from rlhf.rewards.expression import (
 )
 from rlhf.rewards.limits import Undefined
 from rlhf.rewards.values import (
+    NEGATIVE_POINTS,
     POINTS,
     PRECISIONS,
     Value,
@@ -71,10 +72,21 @@ class Evaluator(Values):
             self.real_only = False
         if only_real and not is_real(left):
             return None
+        if only_real and point in NEGATIVE_POINTS and not self._is_real_at(b, point):
+            return None  # ln x + ln y against ln(xy): the domains differ, the values do not
         try:
             return self.equal_values(lambda p: self.evaluate(a, point, p), lambda p: self.evaluate(b, point, p))
         except Undefined:
             return False
+
+    def _is_real_at(self, node: Node, point: int) -> bool:
+        self.real_only = True
+        try:
+            return is_real(self.evaluate(node, point, PRECISIONS[0]))
+        except Undefined:
+            return False
+        finally:
+            self.real_only = False
 
     def proportional(self, a: Node, b: Node, positive: bool) -> bool:
         """True if a / b is the same non-zero constant (a positive one, if `positive`) at all probed points."""

@@ -9,24 +9,33 @@ factor   := ('-' | '+') factor | postfix ('^' exponent)?
 postfix  := atom ('!' | '%' | degree sign | subscript)*
 """
 
+from collections import Counter
+from fractions import Fraction
+
 from rlhf.rewards.atom_parser import END, RELATIONS
 from rlhf.rewards.expression import (
     Divide,
     Ellipsis,
     ListOf,
+    Multiply,
     Node,
+    Number,
     Quantity,
     Ratio,
     Relation,
     SetOperation,
+    Variable,
     Words,
 )
 from rlhf.rewards.expression_parser import ExpressionParser
 from rlhf.rewards.latex import Token, clean, tokenize
 from rlhf.rewards.limits import MAX_ANSWER_CHARS, LimitExceeded, ParseError
-from rlhf.rewards.units import unit_of
+from rlhf.rewards.units import scaled, unit_of
 
+MAX_NAME_TOKENS = 20
+"""Longest unreadable name in front of an equals sign."""
 _SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
+_ALL_REALS = frozenset(map(Words, ("all real numbers", "all reals", "real numbers", "the set of all real numbers")))
 _LABEL_ENDS = frozenset({"is", "are", "be", "equals", "equal"})
 
 
@@ -37,7 +46,25 @@ def parse(text: str, grouping: bool = True) -> Node:
     tokens = tokenize(clean(text), grouping)
     if not tokens:
         raise ParseError("an empty answer")
-    return _AnswerParser(_without_outer_parentheses(tokens)).answer()
+    try:
+        return _AnswerParser(_without_outer_parentheses(tokens)).answer()
+    except ParseError:
+        value = _behind_equals_sign(tokens)
+        if value is None:
+            raise
+        return _AnswerParser(value).answer()
+
+
+def _behind_equals_sign(tokens: list[Token]) -> list[Token] | None:
+    r"""What the name left of the only equals sign stands for: a name need not be read (`\Pr(A \mid B) = \frac12`)."""
+    places = [i for i, token in enumerate(tokens) if token.kind == "symbol" and token.text == "="]
+    if len(places) != 1 or places[0] == 0 or tokens[0].kind == "number":
+        return None
+    before, value = tokens[: places[0]], tokens[places[0] + 1 :]
+    outside = Counter(t.text for t in value)
+    if any(outside[left] != outside[right] for left, right in ("()", "[]", "{}")) or len(before) > MAX_NAME_TOKENS:
+        return None
+    return value or None
 
 
 def _without_outer_parentheses(tokens: list[Token]) -> list[Token]:
@@ -98,7 +125,7 @@ class _AnswerParser(ExpressionParser):
         label: Node = Words(" ".join(words).lower())
         if self.token.kind in ("symbol", "command") and self.token.text in RELATIONS:
             return self.with_unit(self.relation(label))
-        return label
+        return Variable("real numbers") if label in _ALL_REALS else label
 
     def relation(self, first: Node) -> Node:
         if self.token.text == ":" and self.token.kind == "symbol" and "\\{" not in self.closers:
@@ -136,6 +163,7 @@ class _AnswerParser(ExpressionParser):
 
     def with_unit(self, node: Node) -> Node:
         words: list[str] = []
+        bracket = self.accept("(") if self.ahead().kind == "word" else None
         start = self.position
         while self.token.kind in ("word", "variable") or (words and self.token.text in ("/", "^", "cdot", "*")):
             token = self.next()
@@ -145,9 +173,14 @@ class _AnswerParser(ExpressionParser):
                 raise ParseError("a unit divided by something that is no unit")
             else:
                 words.append(token.text)
+        if bracket:
+            self.expect(")")
         if not words:
             return node
         unit = unit_of(words)
         if unit is None or self.tokens[start].kind != "word":
             raise ParseError(f"{' '.join(words)!r} behind a value")
-        return Quantity(node, unit)
+        scale, unit = scaled(unit)
+        if scale != 1:
+            node = Multiply((node, Number(Fraction(scale))))
+        return Quantity(node, unit) if unit else node

@@ -9,16 +9,11 @@ import itertools
 
 from rlhf.rewards.expansion import written_out
 from rlhf.rewards.expression import (
-    MINUS_ONE,
-    Add,
     Based,
-    Constant,
     Degrees,
     Divide,
-    Function,
     ListOf,
     Matrix,
-    Multiply,
     Node,
     Number,
     Quantity,
@@ -27,15 +22,18 @@ from rlhf.rewards.expression import (
     SetOf,
     SetOperation,
     Tuple,
-    Variable,
     Words,
     is_expression,
     subtract,
     variables,
 )
 from rlhf.rewards.intervals import MIRRORED, Intervals, is_inequality
+from rlhf.rewards.names import is_asked_for, is_name
 from rlhf.rewards.numeric import Evaluator
 from rlhf.rewards.units import conflicting
+
+ROUNDING = 0.05
+"""Largest relative difference between a value and what an answer rounds it to."""
 
 
 def same_answer(gold: Node, answer: Node, evaluator: Evaluator) -> bool:
@@ -114,6 +112,11 @@ class _Comparison:
     # relations
 
     def same_relation(self, gold: Node, answer: Node) -> bool:
+        gold, answer = _without_rounding_of_names(gold), _without_rounding_of_names(answer)
+        for one in (gold, answer):
+            if isinstance(one, Relation) and "≈" in one.operators:
+                readings = self.rounded(one)
+                return any(self.same(r, answer) if one is gold else self.same(gold, r) for r in readings)
         if isinstance(gold, Relation) and isinstance(answer, Relation):
             if len(gold.sides) == len(answer.sides) and gold.operators == answer.operators:
                 if all(itertools.starmap(self.same_side, zip(gold.sides, answer.sides, strict=True))):
@@ -129,8 +132,20 @@ class _Comparison:
                     return self.same(value, other) if one is gold else self.same(other, value)
         return self.same_sets(gold, answer)
 
+    def rounded(self, relation: Relation) -> list[Node]:
+        r"""The two values of `\frac{5}{12} \approx 0.42`: the exact one, and what it was rounded to if that is near."""
+        place = relation.operators.index("≈")
+        sides, last = relation.sides[: place + 1], relation.sides[-1]
+        exact = Relation(sides, relation.operators[:place]) if place else sides[0]
+        if not (is_expression(sides[-1]) and is_expression(last)) or variables(sides[-1]) | variables(last):
+            return []
+        value, near = self.evaluator.order(sides[-1]), self.evaluator.order(last)
+        if value is None or near is None or abs(value - near) > ROUNDING * max(abs(value), abs(near)):
+            return []
+        return [exact, last]
+
     def same_side(self, gold: Node, answer: Node) -> bool:
-        if _is_name(gold) and _is_name(answer) and not isinstance(gold, Words):
+        if is_name(gold) and is_name(answer) and not isinstance(gold, Words):
             return gold == answer or (
                 is_expression(gold) and is_expression(answer) and self.evaluator.equal(gold, answer)
             )
@@ -163,9 +178,9 @@ class _Comparison:
         if not set(relation.operators) <= {"=", "in"}:
             return None
         sides = list(relation.sides)
-        if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
+        if len(sides) == 2 and is_name(sides[1]) and not is_name(sides[0]):
             sides.reverse()
-        if _is_name(sides[0]):
+        if is_name(sides[0]) or (is_asked_for(sides[0]) and not variables(sides[-1])):
             sides = sides[1:]
         elif not all(map(is_expression, sides)) or (variables(sides[0]) and not variables(sides[-1])):
             return None
@@ -207,6 +222,13 @@ class _Comparison:
         return len(gold) == len(answer) and self.same_items(tuple(gold), tuple(answer), ListOf(()), ListOf(()))
 
 
+def _without_rounding_of_names(node: Node) -> Node:
+    """`x = 5` for `x \\approx 5`."""
+    if isinstance(node, Relation) and node.operators == ("≈",) and is_name(node.sides[0]):
+        return Relation(node.sides, ("=",))
+    return node
+
+
 def _without_unit(node: Node) -> Node:
     while isinstance(node, (Quantity, Degrees)):
         node = node.value
@@ -220,45 +242,16 @@ def _comparable_at_once(gold: Node, answer: Node) -> bool:
 def _named_values(node: ListOf | SetOf) -> tuple[Node, ...]:
     """The items; `x = 1, x = 2` gives the values of x."""
     names = {
-        i.sides[0] if isinstance(i, Relation) and i.operators == ("=",) and _is_name(i.sides[0]) else None
+        i.sides[0] if isinstance(i, Relation) and i.operators == ("=",) and is_name(i.sides[0]) else None
         for i in node.items
     }
     if len(names) == 1 and None not in names:
         return tuple(item.sides[1] for item in node.items)
     first = node.items[0] if node.items else None
-    if isinstance(first, Relation) and first.operators == ("=",) and _is_name(first.sides[0]):
+    if isinstance(first, Relation) and first.operators == ("=",) and is_name(first.sides[0]):
         if not any(isinstance(item, Relation) for item in node.items[1:]):
             return (first.sides[1], *node.items[1:])  # `x = 1, 2`
     return node.items
-
-
-_FUNCTION_LETTERS = frozenset("fghpqrstuvwyAFGHPQRSTUVXYS")
-
-
-def _is_name(node: Node) -> bool:
-    """True for what may stand left of a value: x, f(x), f(2), AB, |AB|, sin x, (x, y), words."""
-    if isinstance(node, (Variable, Words)):
-        return True
-    if isinstance(node, Constant):
-        return node.name in ("e", "i")
-    if isinstance(node, Tuple):
-        return all(map(_is_name, node.items))
-    if isinstance(node, Function):
-        return bool(variables(node))
-    if isinstance(node, Add):  # x + y = 42
-        return len(set(node.terms)) == len(node.terms) and all(map(_is_signed_variable, node.terms))
-    if isinstance(node, Multiply):
-        head, rest = node.factors[0], node.factors[1:]
-        if isinstance(head, Variable) and head.name[0] in _FUNCTION_LETTERS and len(rest) == 1:
-            return is_expression(rest[0]) or isinstance(rest[0], Tuple)
-        return all(isinstance(f, (Variable, Constant, Function)) for f in node.factors)
-    return False
-
-
-def _is_signed_variable(node: Node) -> bool:
-    if isinstance(node, Multiply) and node.factors[0] == MINUS_ONE and len(node.factors) == 2:
-        node = node.factors[1]
-    return isinstance(node, Variable)
 
 
 def _same_based(gold: Node, answer: Node) -> bool:

@@ -68,6 +68,16 @@ def unit_of(words: list[str]) -> str | None:
     return " ".join(CANONICAL_UNIT.get(w, w) for w in words)
 
 
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+
+def scaled(unit: str) -> tuple[int, str]:
+    """The factor that the first word of a unit stands for (1 without one), and the rest: 2 million people."""
+    head, _, rest = unit.partition(" ")
+    factor = _SCALES.get(head.removesuffix("s"), 1)
+    return (factor, rest) if factor > 1 else (1, unit)
+
+
 def conflicting(unit: str, other: str) -> bool:
     """True if both are known units of one word and differ (6 hours are not 6 minutes)."""
     known = CANONICAL_UNIT.values()

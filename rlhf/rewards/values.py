@@ -28,6 +28,7 @@ from rlhf.rewards.limits import MAX_BITS, MAX_FACTORIAL, MAX_WORK, LimitExceeded
 PRECISIONS = (160, 320, 480)
 POINTS = 5
 """Points at which expressions with variables are compared; the last two have negative coordinates."""
+NEGATIVE_POINTS = (POINTS - 2, POINTS - 1)
 FLOAT_COST = 400
 """Work units of one floating-point operation, against one per bit of an exact operation."""
 

@@ -5,9 +5,10 @@ import re
 from rlhf.rewards.units import ARTICLES
 
 _WRAPPERS = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname)\b"
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|textup|textsc|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname|boxed|fbox)\b"
 )
 _NOISE = re.compile(r"[\s{}$\\.,;:!~*\"'`]+")
+_LABEL = re.compile(r"^(?:the )?(?:final |correct )?answer is ")
 _WORDS = re.compile(r"[^\W\d_]+(?:[ \-'/][\w\-'/]+)*")
 _MATHEMATICS = re.compile(r"\\[A-Za-z]|[\^_=<>]")
 
@@ -46,16 +47,21 @@ def means_no_solution(text: str) -> bool:
 
 
 def names_option(text: str, letter: str) -> bool:
-    """True if an answer names the option `letter` with more than the letter itself: `B)`, `Option B`."""
+    """True if an answer names the option `letter`: `B)`, `Option B`, `(b)`, and up to E also the bare `b`."""
     words = plain_words(text) if len(text) <= MAX_WORD_CHARS else ""
     match = _OPTION.fullmatch(words)
-    return match is not None and len(words) > 1 and match[1] == letter.casefold()
+    return match is not None and (text.strip() != words or letter in "ABCDE") and match[1] == letter.casefold()
 
 
 def plain_words(text: str) -> str:
     """Text for comparison as words: no LaTeX wrappers, case, punctuation, surrounding parentheses or articles."""
-    words = _NOISE.sub(" ", _WRAPPERS.sub(" ", text)).casefold().strip()
+    words = _NOISE.sub(_separator, _WRAPPERS.sub(" ", text)).casefold().strip(" ,")
     if words.startswith("(") and words.endswith(")") and "(" not in words[1:-1]:
         words = words[1:-1].strip()
-    head, _, rest = words.partition(" ")
-    return rest if rest and head in ARTICLES else words
+    words = _LABEL.sub("", words)
+    head, _, rest = words.partition(" ")  # the A of `A, B` is no article
+    return (rest if rest and head in ARTICLES else words).replace(",", "")
+
+
+def _separator(noise: re.Match[str]) -> str:
+    return ", " if "," in noise.group() or ";" in noise.group() else " "
