@@ -62,8 +62,6 @@ class EvalSettings(Section):
     """vLLM's key-value cache on CPU, in GiB."""
     enforce_eager: bool = True
     """vLLM without graph capture: starts in seconds. Turn off for long runs on GPU."""
-    reward_model: str | None = None
-    """A sequence classifier (folder or hub id) that scores completions, for best-of-k."""
     grader_workers: int = Field(1, ge=1)
     """Grading processes."""
     grader_timeout_s: float = Field(10.0, gt=0)
