@@ -8,9 +8,9 @@ one over one, and so does one that picks out questions (`--samples`). What is re
 
 The harness knows a second case, examples drawn from the evaluated set itself. There it draws k + 1, leaves the question
 out where it is among them, and keeps the first k; if the set holds a question twice and fewer than k are left, it draws
-k once more from the set without that question. Here that case is recognised by the question's id, and its place is its
-place in the pool. The harness compares whole rows; here the same text is the same question, so that no question ever
-stands below its own answer.
+k once more from the set without that question. Here that case is recognised by the question's id and text, and the
+draw is that of its place in the pool. The harness compares whole rows; here the same text is the same question, so that
+no question ever stands below its own answer.
 """
 
 import random
@@ -58,7 +58,7 @@ class Shots:
         if self.count == 0:
             return ()
         place = self._place.get(question.id)
-        if place is None:
+        if place is None or self.pool[place].text != question.text:
             return self._draws[index]
         if self.count > self._fewest_others:
             raise DataError(
