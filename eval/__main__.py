@@ -1,4 +1,4 @@
-"""`python -m eval run | compare | list`: `python -m eval COMMAND --help` says more."""
+"""`python -m eval run | compare | grade | list`: `python -m eval COMMAND --help` says more."""
 
 import argparse
 import sys
@@ -15,11 +15,12 @@ USAGE_ERROR = 2
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0; 1 where something asked for could not be used; 2 for a usage error."""
     command, *rest = arguments or ["--help"]
-    commands = {"run": _run, "compare": _compare, "list": _list}
+    commands = {"run": _run, "compare": _compare, "grade": _grade, "list": _list}
     if command not in commands:
         print("usage: python -m eval COMMAND ...\n")
         print("  run      complete and judge benchmarks with a checkpoint (--model, --benchmarks, ...)")
         print("  compare  two result folders, question by question")
+        print("  grade    someone else's completions with this grader")
         print("  list     the benchmarks")
         return 0 if command in ("-h", "--help") else USAGE_ERROR
     try:
@@ -66,6 +67,14 @@ def _compare(arguments: Sequence[str]) -> int:
     for name in common:
         print(render(compare(before[name], after[name], parsed.allow_subset)), end="\n\n")
     return 0
+
+
+def _grade(arguments: Sequence[str]) -> int:
+    from eval import grade
+
+    parser = argparse.ArgumentParser(prog="python -m eval grade", description=grade.__doc__)
+    grade.add_arguments(parser)
+    return grade.main(parser.parse_args(arguments))
 
 
 def _list(arguments: Sequence[str]) -> int:
