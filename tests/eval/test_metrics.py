@@ -156,6 +156,7 @@ def test_ties_go_to_the_group_that_came_first() -> None:
 def test_who_votes() -> None:
     # no answer: no vote; ungradable: by its text alone, though the grader would call 0.5 and 1/2 equal
     assert vote(("wrong", None), ("ungradable", "1/2"), ("wrong", "0.5"), ("ungradable", "1/2")) == [None, 1, 2, 1]
+    assert vote(("wrong", "0.5"), ("ungradable", "1/2")) == [0, 1]
     silent = [answer("q", i, "wrong", None) for i in range(4)]
     assert summarise(silent, 4).estimates["maj@4"].value == 0
 
@@ -176,6 +177,9 @@ def test_same_answer_has_no_direction() -> None:
     pairs = [("x=5", "5"), ("(1, 2)", "(1,2)"), ("50\\%", "50"), ("3 \\text{ cm}", "3"), ("1/2", "0.5"), ("6", "5")]
     for a, b in pairs:
         assert same_answer(a, b) == same_answer(b, a)
+    # a unit may be dropped from an answer, but a gold answer may need it: the grader says yes in one direction only
+    assert same_answer("5", "5 m")
+    assert same_answer("5 m", "5")
     assert same_answer("1/2", "0.5")
     assert not same_answer("6", "5")
 
