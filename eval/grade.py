@@ -17,6 +17,7 @@ from statistics import mean
 from typing import Any
 
 from eval.grading_rows import Row, read_rows
+from eval.intervals import over_questions
 from eval.metrics import pass_at_k
 from eval.policy_report import GRADERS, as_record, as_table, policy_report
 from rlhf.data.types import Verdict
@@ -93,27 +94,31 @@ def judge(rows: Sequence[Row], grader: str, workers: int, timeout_s: float) -> l
 
 
 def summary(rows: Sequence[Row], verdicts: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
-    """Counts, accuracy and, where questions have several completions, avg@k and pass@k. Shares are in [0, 1]."""
+    """Counts, accuracy with its 95 % interval and, where rows have several completions, avg@k and pass@k (in [0, 1]).
+
+    k goes up to the smallest number of completions of a row.
+    """
     every = [verdict for group in verdicts for verdict in group]
     counts = Counter(verdict.outcome for verdict in every)
+    shares = [[verdict.outcome == "right" for verdict in group] for group in verdicts]
     result: dict[str, Any] = {
         "rows": len(rows),
         "completions": len(every),
         **{outcome: counts[outcome] for outcome in ("right", "wrong", "ungradable")},
         "timed_out": sum(verdict.timed_out for verdict in every),
         "accuracy": counts["right"] / len(every) if every else None,
-        "interval": wilson_interval(counts["right"], len(every)),
         "agreement": agreement(rows, verdicts),
     }
-    counted = [
-        (len(group), sum(verdict.outcome == "right" for verdict in group))
-        for row, group in zip(rows, verdicts, strict=True)
-        if row.several
-    ]
-    if counted:
-        k_max = min(n for n, _ in counted)
-        result["avg_at_k"] = {"k": k_max, "value": mean(right / n for n, right in counted)}
-        result["pass_at_k"] = {str(k): mean(pass_at_k(n, c, k) for n, c in counted) for k in range(1, k_max + 1)}
+    if all(len(group) == 1 for group in shares):
+        return result | {"interval": list(wilson_interval(counts["right"], len(every)))}
+    # the samples of a question are not independent: the interval is over questions
+    estimate = over_questions([mean(group) for group in shares])
+    k_max = min(map(len, shares))
+    result["interval"] = [estimate.low, estimate.high]
+    result["avg_at_k"] = {"k": k_max, "value": estimate.value}
+    result["pass_at_k"] = {
+        str(k): mean(pass_at_k(len(group), sum(group), k) for group in shares) for k in range(1, k_max + 1)
+    }
     return result
 
 
@@ -170,7 +175,7 @@ def _sections(result: dict[str, Any], policy: list[list[str]]) -> list[str]:
         ["rows", str(result["rows"])],
         *([name, str(result[name])] for name in ("completions", "right", "wrong", "ungradable")),
         ["time-outs", str(result["timed_out"])],
-        ["accuracy", "-" if share is None else format_share(share, result["interval"])],
+        ["accuracy", "-" if share is None else format_share(share, tuple(result["interval"]))],
     ]
     if "avg_at_k" in result:
         figures.append([f"avg@{result['avg_at_k']['k']}", f"{result['avg_at_k']['value']:.6f}"])
@@ -178,7 +183,7 @@ def _sections(result: dict[str, Any], policy: list[list[str]]) -> list[str]:
     sections = [_aligned(figures)]
     labels, second = result["agreement"], result.get("second_opinion")
     if labels:
-        head = f"agrees with {labels['agreeing']} of {labels['labelled']} labels of clear and hostile completions"
+        head = f"agrees with {labels['agreeing']} of {labels['labelled']} labels (ambiguous completions left out)"
         sections.append(_listing(head, labels["different"], ("id", "gold", "extracted", "ours", "expected")))
     if second:
         head = (

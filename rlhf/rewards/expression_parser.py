@@ -77,11 +77,13 @@ class ExpressionParser(AtomParser):
             if mixed:
                 raise ParseError("two numbers side by side")
         factor = self.factor()
-        if mixed and isinstance(factor, Divide) and token.text == "frac":
-            parts = (factor.numerator, factor.denominator)
+        fraction = factor.value if isinstance(factor, Degrees) else factor
+        if mixed and isinstance(fraction, Divide) and token.text == "frac":
+            parts = (fraction.numerator, fraction.denominator)
             if all(isinstance(p, Number) and p.value >= 0 and p.value.denominator == 1 for p in parts):
                 before.pop()
-                return Add((whole, factor))
+                number = Add((whole, fraction))
+                return number if fraction is factor else Degrees(number)
         return factor
 
     def number_after_slash(self) -> Node:

@@ -21,6 +21,8 @@ _OUTWARD_INTERVAL = re.compile(
     r"(?P<before>^|\\cup|\\in(?![A-Za-z])|=|∪|∈)\s?(?P<open>[\[\]])(?P<ends>[^\[\]()]{1,80}[,;][^\[\]()]{1,80})"
     r"(?P<close>[\[\]])(?=\s?(?:$|\\cup|∪))"
 )
+_DECIMAL_POINT = re.compile(r"(?<=\d)\{\.\}(?=\d)")
+_NEXT_EQUATION = re.compile(r"(?<=[\w)}]) ?,? ?\\q?quad ?(?=[A-Za-z](?:_\{?\w{1,3}\}?)? ?=)")
 _CURRENCY_CODE = re.compile(r"^(?:\\(?:text|mathrm) ?\{ ?)?(?:US|USD|Rs\.?|EUR|GBP|CAD|AUD)(?: ?\})?\s?(?=\d|\\?\$)")
 _BASE_WORDS = re.compile(
     r"(?<=[0-9A-F])\s?(?:\\text\s?\{\s?)?\(?(?:in )?base[ -]?(?:\}\s?|\\text\s?\{)?([a-z]{3,9}|\d{1,2})\)?\s?\}?$"
@@ -48,6 +50,10 @@ def rewritten(text: str) -> str:
         text = _OUTWARD_INTERVAL.sub(_inward, text)
     if ":" in text:
         text = text.replace("{:}", ":")
+    if "{.}" in text:
+        text = _DECIMAL_POINT.sub(".", text)
+    if "quad" in text:
+        text = _NEXT_EQUATION.sub(", ", text)
     return _CURRENCY_CODE.sub("", text)
 
 

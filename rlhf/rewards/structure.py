@@ -195,7 +195,7 @@ class _Comparison:
         if isinstance(gold, Ratio) and isinstance(answer, Ratio):
             if self.same_in_order(gold.parts, answer.parts):
                 return True
-            if gold.clock or answer.clock or len(gold.parts) != 2 or len(answer.parts) != 2:
+            if (gold.clock and answer.clock) or len(gold.parts) != 2 or len(answer.parts) != 2:
                 return False
             return self.same(Divide(*gold.parts), Divide(*answer.parts))
         ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
