@@ -1,8 +1,8 @@
 """The grading policy in over 1,800 cases: `policy_cases.txt` (what stands in the box) and where an answer is found.
 
 Policy: the last box counts; without one, the last "answer is" / "Answer:" / "####" / <answer>, else the last number;
-text inside <think> does not count; values are exact, without rounding; several alternatives for a one-valued gold answer are
-wrong; percent signs, units, degree and currency signs may be dropped or added, but nothing is scaled by 100; sets and
+text inside <think> does not count; values are exact, without rounding; several alternatives for a one-valued gold answer
+are wrong; percent signs, units, degree and currency signs may be dropped or added, but nothing is scaled by 100; sets and
 solution lists are unordered, points and intervals ordered; open and closed ends differ; names ignore case.
 """
 
