@@ -150,6 +150,10 @@ def _starts_line(text: str, position: int) -> bool:
 
 
 _NUMBER = re.compile(r"(?<![\w.)\]}-])-\s?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\.\d+")
+_ANOTHER_MEANING = re.compile(
+    r"\b(?:not|never|except|but|than|at most|at least|between|under|over|below|above|neither|nor)\b\D{0,30}$",
+    re.IGNORECASE,
+)
 _MATH = re.compile(r"\$([^$\n]{1,400})\$|\\\(([^\n]{1,400}?)\\\)")
 
 
@@ -158,8 +162,11 @@ def _first_value(sentence: str) -> str | None:
     math = _MATH.match(sentence)
     if math:
         return math[1] or math[2]
-    number = _NUMBER.search(sentence.rpartition("=")[2])
-    return number.group().rstrip(",") if number else None
+    value = sentence.rpartition("=")[2]
+    number = _NUMBER.search(value)
+    if number is None or _ANOTHER_MEANING.search(value[max(0, number.start() - 40) : number.start()]):
+        return None
+    return number.group().rstrip(",")
 
 
 _TAIL_CHARS = 400

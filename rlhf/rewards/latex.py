@@ -223,7 +223,7 @@ def _letters(run: str, spaced: bool, words_only: bool, tokens: list[Token]) -> N
             tokens.append(Token("function", _SPELLINGS.get(lower, lower), spaced))
     elif len(run) == 1:
         tokens.append(Token("word" if words_only and _behind_a_value(tokens) else "variable", run, spaced))
-    elif words_only or _is_word(run, tokens):
+    elif words_only or _is_word(run, spaced, tokens):
         tokens.append(Token("word", lower, spaced))
     else:
         head = next(
@@ -242,10 +242,11 @@ def _behind_a_value(tokens: list[Token]) -> bool:
     return bool(before) and before[-1].kind in ("number", "word")
 
 
-def _is_word(run: str, before: list[Token]) -> bool:
+def _is_word(run: str, spaced: bool, before: list[Token]) -> bool:
     """True if letters are a word, not a product of variables (`xy`, `abc`) or a function and its argument (`sinx`)."""
-    if run.lower() in SHORT_UNITS and before and before[-1].kind == "number":
-        return True
+    if run.lower() in SHORT_UNITS and before:
+        if before[-1].kind == "number" or (spaced and (before[-1].text == "}" or before[-1].kind == "constant")):
+            return True
     if len(run) == 2:
         return run.lower() in SHORT_WORDS
     if any(run.startswith(f) and len(run) == len(f) + 1 for f in ("sin", "cos", "tan", "ln", "log", "pi")):

@@ -17,6 +17,7 @@ _RAISED_FRACTION = re.compile(r"(?<![\w)\]}])\^\s?\{?(\d{1,9})\}?\s?/\s?_\s?\{?(
 _ROW_SPACING = re.compile(r"(\\\\)\s?\[\s?-?[\d.]{1,6}\s?(?:pt|ex|em|mm|cm|in)\s?\]")
 _SYSTEM_START = re.compile(r"\\left\s?\\\{\s?\\begin\s?\{(?:array|aligned|matrix|gathered)\}(?:\s?\{[lcr| ]{0,10}\})?")
 _SYSTEM_END = re.compile(r"\\end\s?\{(?:array|aligned|matrix|gathered)\}\s?\\right\s?\.")
+_ALIGNED = re.compile(r"\\(begin|end)\s?\{(?:aligned|align\*?|gathered|split)\}")
 _OUTWARD_INTERVAL = re.compile(
     r"(?P<before>^|\\cup|\\in(?![A-Za-z])|=|∪|∈)\s?(?P<open>[\[\]])(?P<ends>[^\[\]()]{1,80}[,;][^\[\]()]{1,80})"
     r"(?P<close>[\[\]])(?=\s?(?:$|\\cup|∪))"
@@ -44,6 +45,8 @@ def rewritten(text: str) -> str:
         text = _ROW_SPACING.sub(r"\1", text)
         text = _SYSTEM_START.sub(r"\\begin{cases}", text)
         text = _SYSTEM_END.sub(r"\\end{cases}", text)
+        if _ALIGNED.search(text):
+            text = _ALIGNED.sub(r"\\\1{cases}", text).replace("&", "")
     if "base" in text:
         text = _BASE_WORDS.sub(lambda match: f"_{{{base_digits(match[1])}}}", text)
     if "[" in text and "]" in text:

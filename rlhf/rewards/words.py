@@ -35,6 +35,8 @@ MAX_WORD_CHARS = 60
 _NO_SOLUTION = frozenset({"no solution", "no solutions", "empty set", "there is no solution", "there are no solutions"})
 _OPTION = re.compile(r"(?:(?:option|choice|answer) )?\(?([a-z])\)?")
 
+_OPTION_AND_VALUE = re.compile(r"\(([a-z])\) (?!.*\b(?:or|and|not)\b)[^()]+")
+
 
 def number_in_words(text: str) -> str | None:
     """The digits of an answer that is one number word up to ninety-nine (`\\text{twelve}`), or None."""
@@ -47,9 +49,9 @@ def means_no_solution(text: str) -> bool:
 
 
 def names_option(text: str, letter: str) -> bool:
-    """True if an answer names the option `letter`: `B)`, `Option B`, `(b)`, and up to E also the bare `b`."""
+    """True if an answer names the option `letter`: `B)`, `Option B`, `(b)`, `(B) 42`, and up to E also the bare `b`."""
     words = plain_words(text) if len(text) <= MAX_WORD_CHARS else ""
-    match = _OPTION.fullmatch(words)
+    match = _OPTION.fullmatch(words) or _OPTION_AND_VALUE.fullmatch(words)
     return match is not None and (text.strip() != words or letter in "ABCDE") and match[1] == letter.casefold()
 
 
