@@ -32,12 +32,12 @@ def read_questions(entry: DatasetEntry, rows: Sequence[Row]) -> list[Question]:
             continue
         text = _fill(row, template)
         if not text.strip():
-            raise DataError(f"{_place(row, template)}: the question is empty: fill it in, or get the file anew")
+            raise DataError(f"{row.at(template)}: the question is empty: fill it in, or get the file anew")
         gold = _gold(row, answer, raw, entry.gold)
         options = [] if entry.options is None else _options(row, entry.options)
         if options and gold not in LETTERS[: len(options)]:
             raise DataError(
-                f"{_place(row, answer)}: the right option {gold!r} is none of {', '.join(LETTERS[: len(options)])}"
+                f"{row.at(answer)}: the right option {gold!r} is none of {', '.join(LETTERS[: len(options)])}"
             )
         lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
         questions.append(
@@ -91,10 +91,10 @@ def _fill(row: Row, template: str) -> str:
 def _value(row: Row, field: str) -> Any:
     if field not in row.fields:
         raise DataError(
-            f"{_place(row, field)}: there is no such field; the row has {', '.join(sorted(row.fields)) or 'none'}"
+            f"{row.at(field)}: there is no such field; the row has {', '.join(sorted(row.fields)) or 'none'}"
         )
     if row.fields[field] is None:
-        raise DataError(f"{_place(row, field)}: is null: fill it in, or get the file anew")
+        raise DataError(f"{row.at(field)}: is null: fill it in, or get the file anew")
     return row.fields[field]
 
 
@@ -109,14 +109,14 @@ def _entry_text(value: Any, row: Row, field: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{_place(row, field)}: is of type {type(value).__name__}, and must be text or a number")
+        raise DataError(f"{row.at(field)}: is of type {type(value).__name__}, and must be text or a number")
     if not math.isfinite(value):
-        raise DataError(f"{_place(row, field)}: is {value}, which no completion can match")
+        raise DataError(f"{row.at(field)}: is {value}, which no completion can match")
     return str(int(value)) if value == int(value) else repr(value)
 
 
 def _gold(row: Row, field: str, raw: str, gold: Gold) -> str:
-    place, answer = _place(row, field), raw
+    place, answer = row.at(field), raw
     if gold.after is not None:
         if gold.after not in answer:
             raise DataError(f"{place}: the answer lacks the marker {gold.after!r}: {answer[-60:]!r}")
@@ -141,7 +141,7 @@ _LABEL = re.compile(r"\s*\(?([A-Z])[).:]\s*")
 def _options(row: Row, field: str) -> list[str]:
     """The options without their letters, which must be in order where all have them."""
     value = _value(row, field)
-    place = _place(row, field)
+    place = row.at(field)
     if not isinstance(value, list | tuple) or not 2 <= len(value) <= len(LETTERS):
         raise DataError(f"{place}: must be a list of 2 to {len(LETTERS)} options")
     options = [_entry_text(option, row, field) for option in value]
@@ -155,7 +155,3 @@ def _options(row: Row, field: str) -> list[str]:
         if not option.strip():
             raise DataError(f"{place}: option {letter} is empty")
     return [option.strip() for option in options]
-
-
-def _place(row: Row, field: str) -> str:
-    return f"{row.place}, field {field!r}"

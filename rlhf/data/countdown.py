@@ -4,14 +4,10 @@ A problem is made backwards: numbers are combined by random operations until one
 It can therefore always be solved, with positive integers all the way and divisions that leave no rest.
 """
 
-from itertools import count as count_up
-
 from rlhf.data.errors import DataError
-from rlhf.data.generated import Problem, is_held_out
-from rlhf.data.seeds import derive_seed
+from rlhf.data.generated import Draws, Problem, held_out_draws, training_draw
 
 TARGET_FACTOR = 10  # targets and intermediate results are at most this many times the largest number: mental arithmetic
-PATIENCE = 5_000  # draws in a row without a new held-out problem after which there is none left
 
 QUESTION = (
     "Use the numbers {numbers} to make {target}. You may add (+), subtract (-), multiply (*) and divide (/), use "
@@ -25,48 +21,27 @@ def training_problem(numbers: int, largest: int, seed: int, index: int) -> Probl
 
     `numbers`: how many are given; `largest`: the largest of them. Columns: numbers, target, answer (one solution).
     """
-    for attempt in count_up():
-        made = _make(numbers, largest, _Draws(seed, "countdown", numbers, largest, "train", index, attempt))
-        if made is not None and not is_held_out(_canonical(made)):
-            return made
-    raise AssertionError("unreachable: four of five problems are for training")
+    purpose = (seed, "countdown", numbers, largest, "train", index)
+    return training_draw(lambda attempt: _make(numbers, largest, Draws(*purpose, attempt)), _canonical)
 
 
 def held_out_problems(numbers: int, largest: int, count: int, seed: int = 0) -> list[Problem]:
     """`count` distinct problems that no run trains on. Raises DataError where there are fewer."""
-    found: dict[str, Problem] = {}
-    last_new = 0
-    for draw in count_up():
-        if len(found) == count:
-            return list(found.values())
-        if draw - last_new > PATIENCE:
-            raise DataError(
-                f"countdown with {numbers} numbers up to {largest} has {len(found)} held-out problems, and {count} are "
-                f"wanted: set evaluation.prompts to {len(found)} or less, or raise data.numbers or data.largest"
-            )
-        made = _make(numbers, largest, _Draws(seed, "countdown", numbers, largest, "held_out", draw))
-        if made is not None and is_held_out(_canonical(made)) and _canonical(made) not in found:
-            found[_canonical(made)] = made
-            last_new = draw
-    raise AssertionError("unreachable: the loop ends by either branch")
-
-
-class _Draws:
-    """Random integers that are a pure function of what they are for and how many came before."""
-
-    def __init__(self, *purpose: int | str):
-        self._purpose, self._drawn = purpose, 0
-
-    def below(self, limit: int) -> int:
-        self._drawn += 1
-        return derive_seed(*self._purpose, self._drawn) % limit
+    purpose = (seed, "countdown", numbers, largest, "held_out")
+    found = held_out_draws(lambda draw: _make(numbers, largest, Draws(*purpose, draw)), _canonical, count)
+    if len(found) < count:
+        raise DataError(
+            f"countdown with {numbers} numbers up to {largest} has {len(found)} held-out problems, and {count} are "
+            f"wanted: set evaluation.prompts to {len(found)} or less, or raise data.numbers or data.largest"
+        )
+    return found
 
 
 def _canonical(problem: Problem) -> str:
     return f"{sorted(problem.columns['numbers'])} -> {problem.columns['target']}"
 
 
-def _make(numbers: int, largest: int, draws: _Draws) -> Problem | None:
+def _make(numbers: int, largest: int, draws: Draws) -> Problem | None:
     """One problem, or None where the draw gave a target that is among the numbers (nothing to do)."""
     given = [1 + draws.below(largest) for _ in range(numbers)]
     values = [(number, str(number)) for number in given]

@@ -20,7 +20,7 @@ def read_prompt(row: Row, config: DatasetConfig) -> Text:
     Raises DataError naming file, row and field where it is missing, empty or of another type.
     """
     value = _required(row, config.prompt_field, "prompt_field")
-    place = _place(row, config.prompt_field)
+    place = row.at(config.prompt_field)
     if isinstance(value, str):
         if not value.strip():
             raise DataError(f"{place}: the prompt is empty")
@@ -48,7 +48,7 @@ def read_columns(row: Row, config: DatasetConfig) -> Mapping[str, Any]:
 
 
 def _gold(row: Row, field: str, marker: str | None) -> str:
-    value, place = _required(row, field, "answer_field"), _place(row, field)
+    value, place = _required(row, field, "answer_field"), row.at(field)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{place}: the answer is of type {type(value).__name__}, and must be text or a number")
     if isinstance(value, float) and not math.isfinite(value):
@@ -67,12 +67,8 @@ def _required(row: Row, field: str, setting: str) -> Any:
     if field not in row.fields:
         there = ", ".join(sorted(row.fields)) or "none"
         raise DataError(
-            f"{_place(row, field)}: there is no such field: set data.{setting} to one of its fields: {there}"
+            f"{row.at(field)}: there is no such field: set data.{setting} to one of its fields: {there}"
         )
     if row.fields[field] is None:
-        raise DataError(f"{_place(row, field)}: is null: fill it in, or remove the row")
+        raise DataError(f"{row.at(field)}: is null: fill it in, or remove the row")
     return row.fields[field]
-
-
-def _place(row: Row, field: str) -> str:
-    return f"{row.place}, field {field!r}"

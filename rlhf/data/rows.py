@@ -23,6 +23,10 @@ class Row:
     place: str
     fields: Mapping[str, Any]
 
+    def at(self, field: str) -> str:
+        """Where a field stands, for messages."""
+        return f"{self.place}, field {field!r}"
+
 
 @dataclass(frozen=True, slots=True)
 class Table:

@@ -6,18 +6,15 @@ measured on the other.
 """
 
 from collections.abc import Sequence
-from itertools import count as count_up
 from string import Formatter
 from typing import TypeVar
 
 from rlhf.data.errors import DataError
-from rlhf.data.generated import Problem, is_held_out
-from rlhf.data.seeds import derive_seed
+from rlhf.data.generated import Draws, Problem, held_out_draws, training_draw
 from rlhf.data.word_problem_stories import NAMES, STORIES, Story
 
 T = TypeVar("T")
 MIN_STEPS, MAX_STEPS = 2, 8
-PATIENCE = 5_000  # draws in a row without a new held-out problem after which there is none left
 ASIDE_THIRDS = 1  # of three: a third of the problems carry an irrelevant number
 
 Step = tuple[int, str, int, int]  # left, operator, right, result
@@ -35,11 +32,8 @@ def training_problem(seed: int, index: int, steps: int | None = None) -> Problem
     `left operator right = result` for each step). Raises ValueError for another number of steps.
     """
     _check(steps)
-    for attempt in count_up():
-        made = _make(steps, _Draws(seed, "word_problems", steps or 0, "train", index, attempt))
-        if made is not None and not is_held_out(_canonical(made)):
-            return made
-    raise AssertionError("unreachable: four of five problems are for training")
+    purpose = (seed, "word_problems", steps or 0, "train", index)
+    return training_draw(lambda attempt: _make(steps, _StoryDraws(*purpose, attempt)), _canonical)
 
 
 def held_out_problems(count: int, seed: int = 0, steps: int | None = None) -> list[Problem]:
@@ -48,18 +42,11 @@ def held_out_problems(count: int, seed: int = 0, steps: int | None = None) -> li
     Raises DataError where there are fewer, ValueError for `steps` outside 2 to 8.
     """
     _check(steps)
-    found: dict[str, Problem] = {}
-    last_new = 0
-    for draw in count_up():
-        if len(found) == count:
-            return list(found.values())
-        if draw - last_new > PATIENCE:
-            raise DataError(f"{len(found)} held-out word problems of {steps} steps were found, and {count} are wanted")
-        made = _make(steps, _Draws(seed, "word_problems", steps or 0, "held_out", draw))
-        if made is not None and is_held_out(_canonical(made)) and _canonical(made) not in found:
-            found[_canonical(made)] = made
-            last_new = draw
-    raise AssertionError("unreachable: the loop ends by either branch")
+    purpose = (seed, "word_problems", steps or 0, "held_out")
+    found = held_out_draws(lambda draw: _make(steps, _StoryDraws(*purpose, draw)), _canonical, count)
+    if len(found) < count:
+        raise DataError(f"{len(found)} held-out word problems of {steps} steps were found, and {count} are wanted")
+    return found
 
 
 def _check(steps: int | None) -> None:
@@ -67,15 +54,8 @@ def _check(steps: int | None) -> None:
         raise ValueError(f"steps = {steps}: word problems have {MIN_STEPS} to {MAX_STEPS} steps")
 
 
-class _Draws:
-    """Random choices that are a pure function of what they are for and how many came before."""
-
-    def __init__(self, *purpose: int | str):
-        self._purpose, self._drawn = purpose, 0
-
-    def below(self, limit: int) -> int:
-        self._drawn += 1
-        return derive_seed(*self._purpose, self._drawn) % limit
+class _StoryDraws(Draws):
+    """Choices of a story: its numbers, words and sentences."""
 
     def between(self, low: int, high: int) -> int:
         return low + self.below(high - low + 1)
@@ -98,7 +78,7 @@ def _canonical(problem: Problem) -> str:
     return " ".join(lines)
 
 
-def _make(steps: int | None, draws: _Draws) -> Problem | None:
+def _make(steps: int | None, draws: _StoryDraws) -> Problem | None:
     """One problem; None where the draw led to a dead end (nothing can happen, or the closing does not fit)."""
     story = draws.one_of(STORIES)
     wanted = draws.between(MIN_STEPS, MAX_STEPS) if steps is None else steps
@@ -124,7 +104,7 @@ def _make(steps: int | None, draws: _Draws) -> Problem | None:
 class _Telling:
     """A story as far as it is told: its sentences, its steps, and the running value."""
 
-    def __init__(self, story: Story, draws: _Draws):
+    def __init__(self, story: Story, draws: _StoryDraws):
         self._story, self._draws = story, draws
         self._names = list(NAMES)
         self._words = {word: draws.one_of(choices) for word, choices in story.words.items()}

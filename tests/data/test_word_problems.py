@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.data import word_problems
+from rlhf.data import generated, word_problems
 from rlhf.data.errors import DataError
 from rlhf.data.generated import is_held_out
 from rlhf.data.word_problem_stories import NAMES, STORIES
@@ -191,7 +191,7 @@ def test_every_sentence_has_the_fields_of_its_kind():
 
 
 def test_what_cannot_be_made_is_refused(monkeypatch):
-    monkeypatch.setattr(word_problems, "PATIENCE", 20)
+    monkeypatch.setattr(generated, "PATIENCE", 20)
     with pytest.raises(DataError, match=r"\d+ held-out word problems of 2 steps were found, and 1000000 are wanted"):
         word_problems.held_out_problems(10**6, steps=2)
     for steps in (1, 9):
