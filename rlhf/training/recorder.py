@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from rlhf.config.grpo import GRPOConfig
 from rlhf.data.types import Sample
-from rlhf.training.collectives import gather_lists, maximum
+from rlhf.training.collectives import gather_lists
 from rlhf.training.metrics import MetricAverager, Trackers, rollout_metrics
 from rlhf.training.progress import ProgressDisplay
 from rlhf.training.run_folder import RunFolder
@@ -39,10 +39,6 @@ class Recorder:
     def count_discarded(self, groups: int) -> None:
         """Groups without a signal that were replaced in this step."""
         self._discarded += groups
-
-    def any_rank(self, condition: bool) -> bool:
-        """Whether it holds on any rank; the same answer on all."""
-        return bool(maximum(int(condition), self.accelerator.device))
 
     def step(self, step: int, samples: list[Sample], update: dict[str, float]) -> None:
         averager = MetricAverager()

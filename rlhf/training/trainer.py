@@ -93,25 +93,25 @@ class Trainer:
         kept: list[list[Sample]] = []
         seen: Counter[str] = Counter()
         for attempt in range(refills + 1):
-            groups = self.rollout(self.take_requests(wanted - len(kept), step, seen), step)
+            missing_by_rank = gather_lists([wanted - len(kept)])
+            if not sum(missing_by_rank):
+                break
+            groups = self.rollout(self.take_requests(missing_by_rank, step, seen), step)
             if attempt < refills:
                 fresh = [group for group in groups if not self.algorithm.wants_replacement(group)]
                 self.recorder.count_discarded(len(groups) - len(fresh))
                 groups = fresh
             kept += groups
-            if not self.recorder.any_rank(len(kept) < wanted):
-                break
         return [sample for group in kept for sample in group]
 
-    def take_requests(self, missing: int, step: int, seen: Counter[str]) -> list[Request]:
-        """Requests for this rank's next `missing` prompts. The ranks take exactly what each of them lacks from one
+    def take_requests(self, missing_by_rank: list[int], step: int, seen: Counter[str]) -> list[Request]:
+        """Requests for this rank's share of the next prompts. The ranks take exactly what each of them lacks from one
         stream, so every prompt is consumed once; all ranks see all prompts, and so agree on the sample indices."""
-        missing_by_rank = gather_lists([missing])
         prompts = self.stream.take(sum(missing_by_rank))
         count = self.config.sampling.samples_per_prompt
         requests = make_requests(prompts, count, self.config.run.seed, step, seen)
         first = sum(missing_by_rank[: self.rank]) * count
-        return requests[first : first + missing * count]
+        return requests[first : first + missing_by_rank[self.rank] * count]
 
     def rollout(self, requests: list[Request], step: int) -> list[list[Sample]]:
         """Graded samples by prompt."""
