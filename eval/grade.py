@@ -218,9 +218,3 @@ def _say(text: str, stream: Any) -> None:
     """Print text that may hold what the terminal cannot show (a lone surrogate, a control character)."""
     shown = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
     print(shown.encode(stream.encoding or "utf-8", "backslashreplace").decode(stream.encoding or "utf-8"), file=stream)
-
-
-if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(prog="python -m eval.grade", description=__doc__)
-    add_arguments(_parser)
-    sys.exit(main(_parser.parse_args()))

@@ -1,21 +1,19 @@
 """`python -m eval grade`: what it reads, counts, writes and returns."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval.grade import add_arguments, judge, main, second_opinion, summary
+from eval.__main__ import main
+from eval.grade import judge, second_opinion, summary
 from eval.grading_rows import UnreadableRow, read_rows, row_of
 
 
 def graded(capsys: pytest.CaptureFixture[str], path: Path, *flags: str) -> tuple[int, dict[str, Any], str]:
     """Exit status, the JSON result (if any), standard error."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    status = main(parser.parse_args([str(path), "--json", *flags]))
+    status = main(["grade", str(path), "--json", *flags])
     output = capsys.readouterr()
     return status, json.loads(output.out) if output.out else {}, output.err
 
@@ -62,6 +60,8 @@ def test_several_completions_give_the_unbiased_pass_at_k(tmp_path: Path, capsys:
 def test_real_completions(rows_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, result, _ = graded(capsys, rows_file)
     assert result["agreement"]["agreeing"] == result["agreement"]["labelled"] == 400
+    assert main(["grade", str(rows_file)]) == 0
+    assert "agrees with 400 of 400 labels" in " ".join(capsys.readouterr().out.split())
     assert list(result["pass_at_k"].values()) == pytest.approx(
         [0.880000, 0.915714, 0.937857, 0.952286, 0.962143, 0.969286, 0.975000, 0.980000], abs=1e-6
     )
@@ -105,8 +105,9 @@ def test_an_unreadable_line_says_what_is_wrong(line: bytes) -> None:
 def test_unreadable_rows_are_named_and_the_rest_is_graded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"gold": "4", "pred": "#### 4"}\n\n{"gold": "4"\n{"gold": "5", "pred": "#### 4"}\n')
-    status, result, error = graded(capsys, path)
+    status, result, error = graded(capsys, path, "--out", str(tmp_path / "out.jsonl"))
     assert status == 1
+    assert [json.loads(line)["outcome"] for line in (tmp_path / "out.jsonl").open()] == ["right", "wrong"]
     assert (result["right"], result["wrong"]) == (1, 1)
     assert [row["line"] for row in result["unreadable"]] == [3]
     assert f"{path}:3: not graded: not JSON" in error
@@ -142,10 +143,8 @@ def test_verdicts_are_written_one_a_completion(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_tables_show_what_a_terminal_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
     path = write(tmp_path / "rows.jsonl", {"gold": "4", "pred": "\\boxed{\ud800\x1b}", "expected": True})
-    assert main(parser.parse_args([str(path)])) == 0
+    assert main(["grade", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "accuracy     0.0 % [0.0, 79.3]" in shown
     assert r"\ud800\x1b" in shown

@@ -1,19 +1,16 @@
 """`python -m eval run` on a tiny model: files, figures, refusals, and a killed run that gives the same samples."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from eval.__main__ import main
+from tests.processes import start
 from tests.tiny_runs import save_tiny_model
 
-ROOT = Path(__file__).parents[2]
 QUESTIONS, SAMPLES = 12, 2
 
 
@@ -37,9 +34,7 @@ def lines(folder: Path) -> list[dict]:
 @pytest.mark.slow
 def test_a_killed_run_is_continued_to_the_same_samples(model, tmp_path):
     assert main(arguments(model, tmp_path / "whole")) == 0
-    command = [sys.executable, "-m", "eval", *arguments(model, tmp_path / "killed")]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = start("-m", "eval", *arguments(model, tmp_path / "killed"))
     parts = tmp_path / "killed" / "parts"
     while process.poll() is None and not (parts.is_dir() and list(parts.glob("*.jsonl"))):
         time.sleep(0.001)

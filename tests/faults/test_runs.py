@@ -1,8 +1,6 @@
 """What befalls a run from outside: it ends in seconds, says what to do, keeps its checkpoints, and can be resumed."""
 
-import os
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,10 +10,10 @@ import pytest
 from rlhf.config.loading import to_yaml
 from rlhf.training.checkpoint import list_checkpoints, load_checkpoint
 from rlhf.training.run_folder import RunFolder
+from tests.processes import RECIPE, output_of, start
 from tests.tiny_runs import EVEN_TOKENS, save_tiny_model, tiny_config
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 REWARDS = Path(__file__).with_name("bad_rewards.py")
 STEPS = 6
 ENGINE_DIES = """
@@ -57,23 +55,6 @@ def write_config(folder: Path, model: str, reward: dict | None = None, **changes
     return file
 
 
-def start(config_file: Path, code: str | None = None) -> subprocess.Popen:
-    program = [str(ROOT / "recipes" / "grpo.py")] if code is None else ["-c", code]
-    return subprocess.Popen(
-        [sys.executable, *program, "--config", str(config_file)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def output_of(process: subprocess.Popen, status: int) -> str:
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == status, output
-    return output
-
-
 def checkpoints(folder: Path) -> list[Path]:
     return list_checkpoints(RunFolder(folder / "run").checkpoints)
 
@@ -85,7 +66,7 @@ def assert_two_steps_are_kept(folder: Path) -> None:
 
 
 def test_a_reward_that_raises_names_function_and_sample(tmp_path, model):
-    output = output_of(start(write_config(tmp_path, model, {"path": f"{REWARDS}:raises"})), 1)
+    output = output_of(start(*RECIPE, write_config(tmp_path, model, {"path": f"{REWARDS}:raises"})), 1)
     assert "reward function raises raised ConnectionError: the judge is gone (sample 'arithmetic-level2" in output
     assert_two_steps_are_kept(tmp_path)
 
@@ -93,7 +74,7 @@ def test_a_reward_that_raises_names_function_and_sample(tmp_path, model):
 def test_a_reward_that_hangs_ends_the_run(tmp_path, model):
     started = time.monotonic()
     config_file = write_config(tmp_path, model, {"path": f"{REWARDS}:hangs", "timeout_s": 2.0})
-    output = output_of(start(config_file), 1)
+    output = output_of(start(*RECIPE, config_file), 1)
     assert "reward function hangs has not returned after 2 s for 16 samples" in output
     assert time.monotonic() - started < 120
     assert_two_steps_are_kept(tmp_path)
@@ -101,10 +82,10 @@ def test_a_reward_that_hangs_ends_the_run(tmp_path, model):
 
 def test_a_dead_engine_ends_the_run_which_a_new_engine_goes_on_with(tmp_path, model):
     config_file = write_config(tmp_path, model)
-    output = output_of(start(config_file, ENGINE_DIES), 1)
+    output = output_of(start("-c", ENGINE_DIES, "--config", config_file), 1)
     assert "EngineError: the transformers engine cannot be used" in output
     assert_two_steps_are_kept(tmp_path)
-    assert "after step 2" in output_of(start(config_file), 0)
+    assert "after step 2" in output_of(start(*RECIPE, config_file))
     assert [line["step"] for line in RunFolder(tmp_path / "run").read_metrics()] == list(range(1, STEPS + 1))
 
 
@@ -112,7 +93,7 @@ def test_a_dead_engine_ends_the_run_which_a_new_engine_goes_on_with(tmp_path, mo
 def test_no_room_for_a_checkpoint_ends_the_run_and_keeps_the_last(tmp_path, model):
     """The limit on the size of files fails a write in the middle, as a full disk does."""
     config_file = write_config(tmp_path, model)
-    process = start(config_file)
+    process = start(*RECIPE, config_file)
     while not checkpoints(tmp_path) and process.poll() is None:
         time.sleep(0.002)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**20, 2**20))
@@ -120,17 +101,17 @@ def test_no_room_for_a_checkpoint_ends_the_run_and_keeps_the_last(tmp_path, mode
     assert "CheckpointError" in output and "MiB free there" in output and "start the same command again" in output
     kept = [load_checkpoint(path).state["step"] for path in checkpoints(tmp_path)]
     assert kept and kept[-1] < STEPS
-    assert f"after step {kept[-1]}" in output_of(start(config_file), 0)
+    assert f"after step {kept[-1]}" in output_of(start(*RECIPE, config_file))
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, model):
     config_file = write_config(tmp_path, model)
-    output_of(start(config_file), 0)
+    output_of(start(*RECIPE, config_file))
     newest = checkpoints(tmp_path)[-1] / "weights.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    output = " ".join(output_of(start(config_file), 0).split())
+    output = " ".join(output_of(start(*RECIPE, config_file)).split())
     assert "weights.safetensors is damaged" in output and f"after step {STEPS - 1}" in output
     assert [line["step"] for line in RunFolder(tmp_path / "run").read_metrics()] == list(range(1, STEPS + 1))
     assert load_checkpoint(checkpoints(tmp_path)[-1]).state["step"] == STEPS

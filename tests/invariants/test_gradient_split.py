@@ -1,8 +1,5 @@
 """The same 32 samples give the same gradient for every preset: any micro-batches, packed or padded, one rank or two."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +7,11 @@ from safetensors.torch import load_file
 
 from rlhf.config.algorithm import PRESETS
 from tests.invariants.one_step import count_micro_batches, distance, one_step_gradient
+from tests.processes import run_on_two_ranks
 from tests.tiny_runs import save_tiny_model
 
 WHOLE, SOME, SINGLE = 10_000, 48, 1  # tokens of a micro-batch
 SPLITS = [(SOME, "packed"), (SINGLE, "packed"), (WHOLE, "padded"), (SINGLE, "padded")]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +44,9 @@ def test_dropped_groups(model, tmp_path):
 
 @pytest.mark.slow
 def test_ranks(model, tmp_path):
-    script = Path(__file__).with_name("gradients_on_ranks.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    finished = subprocess.run(
-        [*launcher, str(script), model, str(tmp_path), str(tmp_path / "gradients.safetensors")],
-        env=os.environ | dict(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    on_ranks = load_file(tmp_path / "gradients.safetensors")
+    out = tmp_path / "gradients.safetensors"
+    run_on_two_ranks(Path(__file__).with_name("gradients_on_ranks.py"), model, tmp_path, out)
+    on_ranks = load_file(out)
     assert on_ranks.keys() == PRESETS.keys()
     for preset, gradient in on_ranks.items():
         assert distance(gradient, one_step_gradient(model, tmp_path, preset, WHOLE)) < 1e-5, preset

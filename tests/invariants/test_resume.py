@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,24 +11,15 @@ import pytest
 from rlhf.config.loading import to_yaml
 from rlhf.training.checkpoint import list_checkpoints
 from rlhf.training.metrics import deterministic
+from tests.processes import RECIPE, output_of, start
 from tests.tiny_runs import save_tiny_model, tiny_config
 
 STEPS = 8
-ROOT = Path(__file__).parents[2]
-RECIPE = [str(ROOT / "recipes" / "grpo.py"), "--config"]
-KILLED_RUN = [str(Path(__file__).with_name("killed_run.py"))]
-
-
-def start(*arguments: str | Path) -> subprocess.Popen:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+KILLED_RUN = Path(__file__).with_name("killed_run.py")
 
 
 def finish(config_file: Path) -> str:
-    output, _ = (process := start(*RECIPE, config_file)).communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+    return output_of(start(*RECIPE, config_file))
 
 
 def read(run: Path) -> tuple[list[dict], str, str]:
@@ -103,9 +91,8 @@ def test_interrupted_and_resumed_equals_straight(tmp_path, model, straight, numb
 @pytest.mark.parametrize("phase", ["generate", "update", "checkpoint"])
 def test_killed_in_a_phase_and_resumed_equals_straight(tmp_path, model, straight, phase):
     config_file = write_config(tmp_path, model, "killed")
-    killed = start(*KILLED_RUN, config_file, phase, STEPS // 2 + 1)
-    output, _ = killed.communicate(timeout=240)
-    assert killed.returncode == -signal.SIGKILL, output
+    killed = start(KILLED_RUN, config_file, phase, STEPS // 2 + 1)
+    output_of(killed, -signal.SIGKILL)
     whole = [path.name for path in list_checkpoints(tmp_path / "killed" / "checkpoints")]
     assert whole[-1] == f"step-{STEPS // 2:06d}"
     assert f"after step {STEPS // 2}" in finish(config_file)
