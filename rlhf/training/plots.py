@@ -1,34 +1,18 @@
 """A run's curves as inline SVG that follows the page's light or dark colours."""
 
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
+
+from rlhf.training.charts import BAD, MUTED, SERIES, STYLE, Drawing, add_legend, canvas, scale_y, to_svg
 
 Records = Sequence[Mapping[str, Any]]
 
-# Each colour is drawn as a stand-in and replaced by a variable of the page's style sheet.
-INK, MUTED, GRID, BAD = "#010101", "#020202", "#030303", "#040404"
-SERIES = tuple(f"#0505{i:02x}" for i in range(8))
-VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", BAD: "var(--bad)"} | {
-    colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)
-}
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "rlhf", "font.size": 8, "text.color": MUTED, "text.parse_math": False,
-    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.spines.left": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.6,
-    "axes.formatter.useoffset": False, "axes.axisbelow": True, "xtick.color": MUTED, "ytick.color": MUTED,
-    "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 4, "legend.frameon": False, "legend.fontsize": 8,
-    "legend.handlelength": 1.2, "lines.linewidth": 1.6, "lines.solid_capstyle": "round", "savefig.transparent": True,
-}
 AREA_BINS = 150
 """A stacked area of more steps is averaged into this many, or the paths dominate the page's size."""
 
@@ -79,17 +63,6 @@ CHARTS = (
 )
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A drawn chart, ready for the page."""
-
-    section: str
-    title: str
-    caption: str
-    latest: str
-    svg: str
-
-
 def draw_all(metrics: Records, evaluations: Records) -> list[Drawing]:
     """Every chart that has data, in reading order: evaluations, `CHARTS`, time by phase."""
     with matplotlib.rc_context(STYLE):
@@ -105,7 +78,7 @@ def draw_curves(chart: Chart, metrics: Records) -> Drawing | None:
     labels = _labels(chart, metrics)
     if not labels:
         return None
-    figure, axes = _canvas()
+    figure, axes = canvas("step")
     everything: list[float] = []
     for index, (name, label) in enumerate(labels.items()):
         steps, values = series(metrics, name)
@@ -123,18 +96,18 @@ def draw_curves(chart: Chart, metrics: Records) -> Drawing | None:
         everything += values[finite].tolist()
     if chart.reference is not None:
         axes.axhline(chart.reference, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-    _scale_y(axes, everything, chart.share)
+    scale_y(axes, everything, chart.share)
     if len(axes.get_legend_handles_labels()[0]) > 1:
-        _legend(axes)
+        add_legend(axes)
     latest = ""
     if len(labels) == 1:
         latest = f"{100 * values[-1]:.1f} %" if chart.share else f"{values[-1]:.4g}"
-    return Drawing(chart.section, chart.title, chart.caption, latest, _svg(figure))
+    return Drawing(chart.section, chart.title, chart.caption, latest, to_svg(figure))
 
 
 def draw_evaluations(evaluations: Records) -> Drawing:
     """Accuracy by evaluation set, with 95 % intervals as bars and bands."""
-    figure, axes = _canvas()
+    figure, axes = canvas("step")
     names = list(dict.fromkeys(record["name"] for record in evaluations))
     for index, name in enumerate(names):
         records = sorted((r for r in evaluations if r["name"] == name), key=lambda r: r["step"])
@@ -145,11 +118,11 @@ def draw_evaluations(evaluations: Records) -> Drawing:
         bars = np.maximum([accuracy - low, high - accuracy], 0)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.errorbar(steps, accuracy, bars, color=colour, fmt="o-", markersize=4, elinewidth=1, capsize=2, label=name)
-    _scale_y(axes, [1.0], share=True)
+    scale_y(axes, [1.0], share=True)
     if len(names) > 1:
-        _legend(axes)
+        add_legend(axes)
     latest = f"{100 * float(evaluations[-1]['accuracy']):.1f} %"
-    return Drawing("Learning", "Held-out accuracy", "Bars and bands are 95 % Wilson intervals.", latest, _svg(figure))
+    return Drawing("Learning", "Held-out accuracy", "Bars and bands are 95 % Wilson intervals.", latest, to_svg(figure))
 
 
 def draw_phases(metrics: Records) -> Drawing:
@@ -164,7 +137,7 @@ def draw_phases(metrics: Records) -> Drawing:
         edges = np.linspace(0, len(steps), AREA_BINS + 1).astype(int)[:-1]
         sizes = np.diff([*edges, len(steps)])
         steps, rows = np.add.reduceat(steps, edges) / sizes, np.add.reduceat(rows, edges, axis=1) / sizes
-    figure, axes = _canvas()
+    figure, axes = canvas("step")
     colours = [SERIES[i % len(SERIES)] for i in range(len(names))] + [MUTED]
     if len(steps) == 1:
         axes.bar(labels, rows[:, 0], color=colours, alpha=0.8, width=0.5)
@@ -172,10 +145,10 @@ def draw_phases(metrics: Records) -> Drawing:
         axes.stackplot(steps, rows, labels=labels, colors=colours, alpha=0.8, linewidth=0)
         axes.margins(x=0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _legend(axes)
+        add_legend(axes)
     axes.set_ylim(bottom=0)
     latest = f"{total.mean():.3g} s per step" if len(total) and total.any() else ""
-    return Drawing("Speed", "Time by phase", "Wall seconds of each step.", latest, _svg(figure))
+    return Drawing("Speed", "Time by phase", "Wall seconds of each step.", latest, to_svg(figure))
 
 
 def series(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -226,41 +199,3 @@ def _labels(chart: Chart, metrics: Records) -> dict[str, str]:
 
 def _finite(value: float) -> float:
     return float(value) if math.isfinite(value) else 0.0
-
-
-def _canvas() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.4, 2.45), layout="constrained")
-    axes = figure.subplots()
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("step", loc="right", fontsize=7, labelpad=1)
-    return figure, axes
-
-
-def _scale_y(axes: Axes, values: Sequence[float], share: bool) -> None:
-    if share:
-        top = max(values, default=1.0)
-        axes.set_ylim(0, 1.02 if top > 0.5 else max(top * 1.3, 0.05))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    elif values and min(values) > 0 and max(values) / min(values) > 1000:
-        axes.set_yscale("log")
-    elif values and math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-15):
-        # A constant has no range of its own; matplotlib's choice would print it in seven equal labels.
-        middle = values[0]
-        spread = abs(middle) * 0.5 or 1.0
-        axes.set_ylim(middle - spread, middle + spread)
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, borderaxespad=0.2, columnspacing=1.0,
-                labelcolor=MUTED)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg"):]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    return re.sub("|".join(VARIABLES), lambda match: VARIABLES[match.group()], svg)

@@ -10,25 +10,21 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup
 
+from rlhf.training.page import Check, write_page
 from rlhf.training.plots import draw_all, series, sparkline
 from rlhf.training.progress import duration
-from rlhf.training.run_folder import RunFolder, number, write_atomically
+from rlhf.training.run_folder import RunFolder, number
 from rlhf.training.statistics import difference_interval, format_share, intervals_overlap
 
 Record = Mapping[str, Any]
 
 SAMPLES_PER_GROUP = 6
-LONGEST_TEXT = 4000
-"""Characters of a prompt or completion that the report shows; the file has all of them."""
 
 KEY_SETTINGS = {
     "checkpoint": "model.path", "compute precision": "model.dtype", "LoRA": "model.lora", "prompts": "data.type",
@@ -41,14 +37,6 @@ KEY_SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Check:
-    """One question about the run's health, with its answer in numbers."""
-
-    passed: bool
-    text: str
-
-
 def write_report(folder: RunFolder | str | Path) -> Path:
     """Write `report.html` from the folder's files, whatever part of them exists, and return its path.
 
@@ -57,14 +45,7 @@ def write_report(folder: RunFolder | str | Path) -> Path:
     run = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     if not run.used:
         raise FileNotFoundError(f"{run.path} holds no run: expected config.yaml or metrics.jsonl in it")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(collect(run))
-    # Lone surrogates of a model's text have no UTF-8 form.
-    write_atomically(run.report, [page.encode("utf-8", "replace")])
-    return run.report
+    return write_page(run.report, Path(__file__).with_name("report.html.j2"), collect(run))
 
 
 def collect(run: RunFolder) -> dict[str, Any]:
@@ -82,7 +63,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "reward": _first_and_last(metrics, "reward/mean"),
         "tiles": _tiles(metrics, config),
         "checks": checks(metrics, config),
-        "sections": {s: [(d, Markup(d.svg)) for d in drawings if d.section == s] for s in sections},
+        "sections": {s: [d for d in drawings if d.section == s] for s in sections},
         "evaluations": evaluations,
         "samples": pick_samples(run.read_samples()),
         "settings": _settings(config),
@@ -90,9 +71,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "environment": json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {},
         "memory": json.loads(run.memory_plan.read_text(encoding="utf-8")) if run.memory_plan.exists() else None,
         "metric_rows": _metric_rows(metrics),
-        "cut_text": lambda text: text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … (cut here)",
-        "percent": format_share, "duration": duration, "gib": lambda size: f"{size / 2**30:.2f} GiB",
-        "significant": lambda value: f"{value:.4g}" if isinstance(value, float) else str(value),
+        "prompt_text": prompt_text,
     }
 
 
@@ -166,6 +145,13 @@ def pick_samples(samples: Iterable[Record]) -> dict[str, list[Record]]:
     picked = {"Last step": last, "First step": first, "Highest reward": [s for *_, s in sorted(best, reverse=True)],
               "Lowest reward": [s for *_, s in sorted(worst, reverse=True)], "Ungradable": ungradable[::-1]}
     return {name: group for name, group in picked.items() if group}
+
+
+def prompt_text(prompt: str | Sequence[Record]) -> str:
+    """A prompt as one text: a conversation has a line a message, with its role in front."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def lookup(config: Any, dotted: str) -> Any:
