@@ -1,6 +1,6 @@
 r"""Expressions: the arithmetic part of the grammar in `rlhf.rewards.parser`, down to atoms."""
 
-from rlhf.rewards.atom_parser import DECORATIONS, END, LETTER_COMMANDS, STARTING_COMMANDS, AtomParser
+from rlhf.rewards.command_parser import DECORATIONS, LETTER_COMMANDS, STARTING_COMMANDS, CommandParser
 from rlhf.rewards.expression import (
     Add,
     Based,
@@ -18,9 +18,10 @@ from rlhf.rewards.expression import (
 )
 from rlhf.rewards.limits import MAX_DEPTH, LimitExceeded, ParseError
 from rlhf.rewards.notations import base_digits
+from rlhf.rewards.token_reader import END
 
 
-class ExpressionParser(AtomParser):
+class ExpressionParser(CommandParser):
     """Reads sums, products and powers."""
 
     def sum(self) -> Node:

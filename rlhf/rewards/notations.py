@@ -5,6 +5,8 @@ Every pattern is bounded, so that each is one linear pass.
 
 import re
 
+from rlhf.rewards.words import NUMBER_WORDS
+
 _FRACTION_OF_UNITS = re.compile(
     r"\\[dt]?frac\s?\{\s?(\\(?:text|textrm|mathrm|mbox) ?\{[^{}]{1,40}\})\s?\}"
     r"\s?\{\s?(\\(?:text|textrm|mathrm|mbox) ?\{[^{}]{1,40}\})\s?\}"
@@ -28,10 +30,6 @@ _CURRENCY_CODE = re.compile(r"^(?:\\(?:text|mathrm) ?\{ ?)?(?:US|USD|Rs\.?|EUR|G
 _BASE_WORDS = re.compile(
     r"(?<=[0-9A-F])\s?(?:\\text\s?\{\s?)?\(?(?:in )?base[ -]?(?:\}\s?|\\text\s?\{)?([a-z]{3,9}|\d{1,2})\)?\s?\}?$"
 )
-_BASES = {
-    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
-    "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
-}  # fmt: skip
 
 
 def rewritten(text: str) -> str:
@@ -75,4 +73,4 @@ def _inward(match: re.Match[str]) -> str:
 def base_digits(subscript: str) -> str:
     """The number base that a subscript names: `2`, `(2)`, `two` and `base 2` are the same."""
     name = subscript.strip("() ").removeprefix("base").strip()
-    return _BASES.get(name, name)
+    return NUMBER_WORDS.get(name, name)

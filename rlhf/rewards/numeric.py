@@ -10,19 +10,9 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from rlhf.rewards.expression import (
-    Constant,
-    Node,
-    variables,
-    walk,
-)
-from rlhf.rewards.limits import Undefined
-from rlhf.rewards.values import (
-    NEGATIVE_POINTS,
-    POINTS,
+from rlhf.rewards.arithmetic import (
     PRECISIONS,
     Value,
-    Values,
     floating_point,
     is_negative,
     is_real,
@@ -30,6 +20,9 @@ from rlhf.rewards.values import (
     libmp,
     magnitude,
 )
+from rlhf.rewards.expression import Constant, Node, variables, walk
+from rlhf.rewards.limits import Undefined
+from rlhf.rewards.values import NEGATIVE_POINTS, POINTS, Values
 
 GUARD_BITS = 60
 """Bits that rounding and cancellation may cost in an equality."""

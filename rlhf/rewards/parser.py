@@ -12,7 +12,6 @@ postfix  := atom ('!' | '%' | degree sign | subscript)*
 from collections import Counter
 from fractions import Fraction
 
-from rlhf.rewards.atom_parser import END, RELATIONS
 from rlhf.rewards.expression import (
     Divide,
     Ellipsis,
@@ -30,10 +29,13 @@ from rlhf.rewards.expression import (
 from rlhf.rewards.expression_parser import ExpressionParser
 from rlhf.rewards.latex import Token, clean, tokenize
 from rlhf.rewards.limits import MAX_ANSWER_CHARS, LimitExceeded, ParseError
+from rlhf.rewards.token_reader import END
 from rlhf.rewards.units import scaled, unit_of
 
 MAX_NAME_TOKENS = 20
 """Longest unreadable name in front of an equals sign."""
+_RELATIONS = {"=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "in": "in", "approx": "≈", "equiv": "~",
+              "cong": "~", "sim": "~", "subset": "~", "parallel": "~", "perp": "~"}  # fmt: skip
 _SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
 _ALL_REALS = frozenset(map(Words, ("all real numbers", "all reals", "real numbers", "the set of all real numbers")))
 _LABEL_ENDS = frozenset({"is", "are", "be", "equals", "equal"})
@@ -123,7 +125,7 @@ class _AnswerParser(ExpressionParser):
             self.accept(":", "=")
             return self.item()
         label: Node = Words(" ".join(words).lower())
-        if self.token.kind in ("symbol", "command") and self.token.text in RELATIONS:
+        if self.token.kind in ("symbol", "command") and self.token.text in _RELATIONS:
             return self.with_unit(self.relation(label))
         return Variable("real numbers") if label in _ALL_REALS else label
 
@@ -133,8 +135,8 @@ class _AnswerParser(ExpressionParser):
         if self.token == Token("word", "to", self.token.spaced) and self.ahead().kind == "number":
             return self.ratio(first)
         sides, operators = [first], []
-        while self.token.kind in ("symbol", "command") and self.token.text in RELATIONS:
-            operators.append(RELATIONS[self.next().text])
+        while self.token.kind in ("symbol", "command") and self.token.text in _RELATIONS:
+            operators.append(_RELATIONS[self.next().text])
             if operators[-1] in "<>" and self.accept("="):
                 operators[-1] += "="
             if self.token.kind == "word":

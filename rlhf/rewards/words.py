@@ -24,13 +24,14 @@ eighteen nineteen
 """
 _TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
 _ONES, _TENS = _ONES_TEXT.split(), _TENS_TEXT.split()
-_NUMBERS = {word: str(value) for value, word in enumerate(_ONES)}
-_NUMBERS |= {word: str(10 * value) for value, word in enumerate(_TENS, start=2)}
-_NUMBERS |= {
+NUMBER_WORDS = {word: str(value) for value, word in enumerate(_ONES)}
+NUMBER_WORDS |= {word: str(10 * value) for value, word in enumerate(_TENS, start=2)}
+NUMBER_WORDS |= {
     f"{tens}-{ones}": str(10 * value + digit)
     for value, tens in enumerate(_TENS, start=2)
     for digit, ones in enumerate(_ONES[1:10], start=1)
 }
+"""Number words up to ninety-nine, and their digits."""
 MAX_WORD_CHARS = 60
 _NO_SOLUTION = frozenset({"no solution", "no solutions", "empty set", "there is no solution", "there are no solutions"})
 _OPTION = re.compile(r"(?:(?:option|choice|answer) )?\(?([a-z])\)?")
@@ -40,7 +41,7 @@ _OPTION_AND_VALUE = re.compile(r"\(([a-z])\) (?!.*\b(?:or|and|not)\b)[^()]+")
 
 def number_in_words(text: str) -> str | None:
     """The digits of an answer that is one number word up to ninety-nine (`\\text{twelve}`), or None."""
-    return None if len(text) > MAX_WORD_CHARS else _NUMBERS.get(plain_words(text).replace(" ", "-"))
+    return None if len(text) > MAX_WORD_CHARS else NUMBER_WORDS.get(plain_words(text).replace(" ", "-"))
 
 
 def means_no_solution(text: str) -> bool:
