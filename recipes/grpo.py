@@ -10,6 +10,7 @@ from rlhf.config.loading import load_config
 if __name__ == "__main__":
     config = load_config(GRPOConfig)
 
+    from eval.in_training import benchmark_evaluators
     from rlhf.trainers.run import run
 
-    run(config)
+    run(config, benchmark_evaluators)

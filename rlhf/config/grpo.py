@@ -4,6 +4,7 @@ from pydantic import model_validator
 
 from rlhf.config.algorithm import PolicyGradientConfig
 from rlhf.config.data import PromptSourceConfig
+from rlhf.config.evaluation import EvaluationConfig
 from rlhf.config.model import ModelConfig
 from rlhf.config.optimizer import AdamWConfig, OptimizerConfig, ScheduleConfig
 from rlhf.config.rewards import RewardsConfig
@@ -13,7 +14,6 @@ from rlhf.config.section import Section
 from rlhf.config.training import (
     BatchConfig,
     CheckpointConfig,
-    EvaluationConfig,
     GuardConfig,
     RunConfig,
     TrackingConfig,

@@ -108,6 +108,19 @@ def _rewards(config: Any) -> list[str]:
 
 
 def _evaluation(config: Any) -> list[str]:
+    return [*_held_out(config), *_keep_best(config)]
+
+
+def _keep_best(config: Any) -> list[str]:
+    name = config.checkpoint.keep_best or ""
+    known = config.evaluation.sets
+    if not name.startswith("evaluation/") or name.removeprefix("evaluation/").rpartition("/")[0] in known:
+        return []
+    choice = f"set it to evaluation/{known[0]}/accuracy" if known else "set evaluation.prompts or evaluation.benchmarks"
+    return [f"checkpoint.keep_best = {name} is not measured: evaluated are {', '.join(known) or 'no sets'}; {choice}"]
+
+
+def _held_out(config: Any) -> list[str]:
     evaluation = config.evaluation
     if evaluation.prompts == 0:
         return []
@@ -133,12 +146,11 @@ def _evaluation(config: Any) -> list[str]:
 
 
 def longest_sequence(config: Any) -> int:
-    """Prompt plus completion tokens that the engine must hold, in training and in evaluation."""
+    """Prompt plus completion tokens that the engine must hold, in training and on held-out prompts."""
     longest = config.data.max_prompt_tokens + config.sampling.max_tokens
     if config.evaluation.prompts > 0:
         source = config.evaluation.data or config.data
-        completion = config.evaluation.max_tokens or config.sampling.max_tokens
-        longest = max(longest, source.max_prompt_tokens + completion)
+        longest = max(longest, source.max_prompt_tokens + config.evaluation.max_tokens)
     return longest
 
 

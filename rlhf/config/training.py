@@ -1,10 +1,9 @@
-"""How a run is laid out: batches, guards, checkpoints, evaluation, tracking."""
+"""How a run is laid out: batches, guards, checkpoints, tracking."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from rlhf.config.data import PromptSourceConfig
 from rlhf.config.section import Section
 
 
@@ -59,24 +58,10 @@ class CheckpointConfig(Section):
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints to keep."""
     keep_best: str | None = None
-    """A metric of metrics.jsonl, or `evaluation/accuracy`: the checkpoint with its highest value is kept too."""
+    """A metric of metrics.jsonl, or of an evaluation, e.g. `evaluation/held_out/accuracy`, `evaluation/gsm8k/pass@4`:
+    the checkpoint with its highest value is kept too."""
     export: bool = True
     """At the end write `<run>/model`, which `AutoModelForCausalLM.from_pretrained` loads."""
-
-
-class EvaluationConfig(Section):
-    """Held-out accuracy before, during and after training."""
-
-    prompts: int = Field(200, ge=0)
-    """Held-out prompts; 0 is off."""
-    every: int = Field(0, ge=0)
-    """Steps between evaluations; 0: only before and after."""
-    temperature: float = Field(0.0, ge=0)
-    """Sampling temperature of the evaluation; 0 is greedy."""
-    max_tokens: int | None = None
-    """Longest completion; none given: the training value."""
-    data: PromptSourceConfig | None = None
-    """Where held-out prompts come from; none given: the held-out half of a generated task."""
 
 
 class TrackingConfig(Section):

@@ -25,7 +25,7 @@ from rlhf.data.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlhf.config.training import EvaluationConfig
+    from rlhf.config.evaluation import EvaluationConfig
 
 Split = Literal["train", "held_out"]
 

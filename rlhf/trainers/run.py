@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.dry_run import batch_table, memory_text
 from rlhf.config.grpo import GRPOConfig
@@ -13,6 +15,7 @@ from rlhf.config.loading import to_dict, to_yaml
 from rlhf.config.memory_plan import memory_plan
 from rlhf.config.model_shapes import find_shape
 from rlhf.config.rules import longest_sequence
+from rlhf.config.sources import ConfigError
 from rlhf.data.order import PromptStream
 from rlhf.data.seeds import derive_seed
 from rlhf.data.sources import load_held_out, load_prompts
@@ -31,21 +34,32 @@ from rlhf.training.checkpoint import (
 )
 from rlhf.training.collectives import gather_lists
 from rlhf.training.environment import describe_environment
-from rlhf.training.evaluation import Evaluator
+from rlhf.training.evaluation import Evaluator, HeldOutEvaluator
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.launch_checks import check_launch
 from rlhf.training.learner import Learner
 from rlhf.training.metrics import Trackers
 from rlhf.training.progress import ProgressDisplay
-from rlhf.training.recorder import EVALUATION_METRIC, Recorder, peak_bytes
+from rlhf.training.recorder import Recorder, peak_bytes
 from rlhf.training.report import write_report
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.trainer import Trainer
 from rlhf.training.weight_sync import sync_weights
 
+MakeEvaluators = Callable[[GRPOConfig, PreTrainedTokenizerBase, Accelerator, Path], Sequence[Evaluator]]
+"""Makes evaluators from the configuration, the tokenizer, the ranks and the run's folder."""
 
-def run(config: GRPOConfig) -> Path:
-    """Train as configured; returns the run's folder. Resumes from the newest whole checkpoint where there is one."""
+
+def run(config: GRPOConfig, make_evaluators: MakeEvaluators | None = None) -> Path:
+    """Train as configured; returns the run's folder. Resumes from the newest whole checkpoint where there is one.
+
+    `make_evaluators` makes those for `evaluation.benchmarks` (`eval.in_training.benchmark_evaluators`). Raises
+    ConfigError where the configuration asks for benchmarks and it is not given.
+    """
+    if config.evaluation.benchmarks and make_evaluators is None:
+        raise ConfigError(
+            ["evaluation.benchmarks needs run(config, eval.in_training.benchmark_evaluators), as in recipes/grpo.py"]
+        )
     start = time.perf_counter()
     accelerator = Accelerator(
         log_with=config.tracking.trackers or None, project_dir=str(Path(config.run.folder) / config.run.name)
@@ -62,6 +76,10 @@ def run(config: GRPOConfig) -> Path:
     progress.message(memory_text(config, accelerator.num_processes))
 
     tokenizer = load_tokenizer(config.model)
+    # before the model: unknown benchmarks and unreadable files are told in seconds
+    evaluators = _held_out_evaluators(config, tokenizer, accelerator)
+    if make_evaluators is not None:
+        evaluators += make_evaluators(config, tokenizer, accelerator, folder.path)
     source = load_prompts(config.data, tokenizer, seed=config.run.seed)
     stream = PromptStream(source, derive_seed(config.run.seed, "order"))
     policy = load_policy(config.model, temperature=config.sampling.temperature, seed=config.run.seed).to(
@@ -74,11 +92,11 @@ def run(config: GRPOConfig) -> Path:
     algorithm = PolicyGradient(config.algorithm, config.sampling.samples_per_prompt)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference)
     engine = build_engine(
-        config.engine, config.model, longest_sequence=longest_sequence(config), tokenizer=tokenizer,
+        config.engine, config.model, tokenizer=tokenizer,
+        longest_sequence=max([longest_sequence(config), *(each.longest_sequence for each in evaluators)]),
         seed=derive_seed(config.run.seed, "engine", accelerator.process_index) % 2**31,
         log_file=folder.path / f"engine-{accelerator.process_index}.log",
     )  # fmt: skip
-    evaluator = _evaluator(config, tokenizer, accelerator)
     trackers = Trackers(accelerator, config.tracking)
     trackers.start(to_dict(config))
     recorder = Recorder(config, folder, accelerator, progress, trackers)
@@ -96,7 +114,7 @@ def run(config: GRPOConfig) -> Path:
     scorer = RewardScorer(config.rewards)
     trainer = Trainer(
         config, stream=stream, engine=engine, scorer=scorer, algorithm=algorithm, learner=learner, recorder=recorder,
-        evaluator=evaluator, save=save, step=step, pending=pending,
+        evaluators=evaluators, save=save, step=step, pending=pending,
     )  # fmt: skip
     try:
         with progress:
@@ -107,7 +125,7 @@ def run(config: GRPOConfig) -> Path:
         accelerator.wait_for_everyone()
     finally:
         scorer.close()
-        if evaluator is not None:
+        for evaluator in evaluators:
             evaluator.close()
         engine.close()
         trackers.end()
@@ -180,21 +198,25 @@ def _value_to_keep(metric: str | None, recorder: Recorder) -> float | None:
     """The metric that chooses the best checkpoint, None where this step has none."""
     if metric is None or metric in recorder.latest:
         return metric and recorder.latest[metric]
-    if metric != EVALUATION_METRIC:  # evaluations are rarer than checkpoints
-        known = ", ".join(sorted({*recorder.latest, EVALUATION_METRIC}))
+    # evaluations are rarer than checkpoints; but a name that none of them has is a mistake
+    is_awaited = metric.startswith("evaluation/") and not any(n.startswith("evaluation/") for n in recorder.latest)
+    if not is_awaited:
+        known = ", ".join(sorted(recorder.latest))
         recorder.progress.message(f"WARNING: checkpoint.keep_best: there is no metric {metric!r}; there are {known}")
     return None
 
 
-def _evaluator(config: GRPOConfig, tokenizer, accelerator: Accelerator) -> Evaluator | None:
+def _held_out_evaluators(
+    config: GRPOConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+) -> list[Evaluator]:
     evaluation = config.evaluation
     if evaluation.prompts == 0:
-        return None
+        return []
     held_out = load_held_out(evaluation, config.data, tokenizer)
-    changes = {"temperature": evaluation.temperature, "max_tokens": evaluation.max_tokens or config.sampling.max_tokens}
-    sampling = config.sampling.model_copy(update={**changes, "samples_per_prompt": 1})
+    sampling = evaluation.sampling.model_copy(update={"samples_per_prompt": 1})
     prompts = [held_out[index] for index in range(len(held_out))]
-    return Evaluator(prompts, sampling, config.run.seed, accelerator.process_index, accelerator.num_processes)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    return [HeldOutEvaluator(prompts, sampling, evaluation.seed, rank, world_size)]
 
 
 def _finish(
@@ -214,8 +236,9 @@ def _finish(
     places["report"] = write_report(folder)
     places["run folder"] = folder.path
     evaluations = folder.read_evaluations()
-    before = evaluations[0] if evaluations else None
-    after = evaluations[-1] if len(evaluations) > 1 else None
+    first_set = [record for record in evaluations if record["name"] == evaluations[0]["name"]]
+    before = first_set[0] if first_set else None
+    after = first_set[-1] if len(first_set) > 1 else None
     progress.summary(before, after, seconds, places)
 
 

@@ -1,9 +1,9 @@
-"""Held-out accuracy with its 95 % interval, sampled by the engine that makes the rollouts, judged apart from the
-rewards."""
+"""What an evaluation in training is, and the one on held-out prompts: sampled by the engine that makes the rollouts,
+judged apart from the rewards."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf.config.rewards import CorrectnessConfig, RewardsConfig
 from rlhf.config.rollouts import SamplingConfig
@@ -15,25 +15,41 @@ from rlhf.training.collectives import gather_lists
 from rlhf.training.statistics import wilson_interval
 
 
-class Evaluator:
-    """Evaluates on fixed prompts with one completion each; the ranks share the prompts, and all get the result."""
+class Evaluator(Protocol):
+    """Measures the policy that the engine holds. Collective: every rank calls it and gets the result."""
+
+    longest_sequence: int
+    """Prompt plus completion tokens that the engine must hold."""
+
+    def evaluate(self, engine: Engine, step: int) -> list[dict[str, Any]]:
+        """Lines for evaluations.jsonl, one for each set of questions: `step`, `name`, `accuracy` with its 95 % interval
+        `low` and `high`, counts `right`, `wrong`, `ungradable` of `n` completions, `mean_tokens`, `truncated_share`;
+        and `figures` where there are more, by name."""
+
+    def close(self) -> None:
+        """End its grading processes."""
+
+
+class HeldOutEvaluator:
+    """Evaluates on fixed prompts with one completion each; the ranks share the prompts."""
 
     def __init__(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int, rank: int, world_size: int
     ) -> None:
+        self.longest_sequence = max((len(prompt.token_ids) for prompt in prompts), default=0) + sampling.max_tokens
         self.prompts = list(prompts)[rank::world_size]
         self.sampling = sampling
         self.seed = seed
         self.scorer = RewardScorer(RewardsConfig(functions=[CorrectnessConfig()]))
 
-    def evaluate(self, engine: Engine, step: int) -> dict[str, Any]:
-        """One record for evaluations.jsonl. Ungradable completions are counted apart, and not called right."""
+    def evaluate(self, engine: Engine, step: int) -> list[dict[str, Any]]:
+        """One line. Ungradable completions are counted apart, and not called right."""
         requests = make_requests(self.prompts, 1, self.seed, -1)
         samples = self.scorer.score(engine.generate(requests, self.sampling)) if requests else []
         rows = gather_lists([(s.verdict.outcome, len(s.completion_ids), s.truncated) for s in samples if s.verdict])
         counts = {outcome: sum(row[0] == outcome for row in rows) for outcome in ("right", "wrong", "ungradable")}
         low, high = wilson_interval(counts["right"], len(rows))
-        return {
+        record = {
             "step": step,
             "name": "held_out",
             **counts,
@@ -44,6 +60,7 @@ class Evaluator:
             "mean_tokens": sum(row[1] for row in rows) / max(1, len(rows)),
             "truncated_share": sum(row[2] for row in rows) / max(1, len(rows)),
         }
+        return [record]
 
     def close(self) -> None:
         self.scorer.close()

@@ -15,8 +15,6 @@ from rlhf.training.progress import ProgressDisplay
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.timing import PhaseTimer
 
-EVALUATION_METRIC = "evaluation/accuracy"
-
 
 class Recorder:
     """Collective: every rank calls every method; the main process writes."""
@@ -60,12 +58,15 @@ class Recorder:
         if every and (step == 1 or step % every == 0):
             self.progress.print_completions(everything, self.config.tracking.completions_per_step)
 
-    def evaluation(self, record: dict[str, Any], seconds: float) -> None:
-        self.latest[EVALUATION_METRIC] = record["accuracy"]
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """One line of evaluations.jsonl; its figures are metrics `evaluation/<name>/<figure>`."""
+        figures = {"accuracy": record["accuracy"]} | {k: v["value"] for k, v in record.get("figures", {}).items()}
+        metrics = {f"evaluation/{record['name']}/{figure}": value for figure, value in figures.items()}
+        self.latest |= metrics
         if self.accelerator.is_main_process:
             values = {name: value for name, value in record.items() if name != "step"}
             self.folder.append_evaluation(record["step"], values)
-        self.trackers.log({f"evaluation/{record['name']}_accuracy": record["accuracy"]}, record["step"])
+        self.trackers.log(metrics, record["step"])
         self.progress.evaluation(record)
 
 

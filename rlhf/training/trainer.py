@@ -1,9 +1,8 @@
 """The loop. Blind to the algorithm: it moves prompts to samples to a batch to an update, and records what happened."""
 
-import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from rlhf.config.grpo import GRPOConfig
 from rlhf.data.order import PromptStream
@@ -44,13 +43,13 @@ class Trainer:
         algorithm: RolloutAlgorithm,
         learner: Learner,
         recorder: Recorder,
-        evaluator: Evaluator | None,
+        evaluators: Sequence[Evaluator],
         save: Callable[[int, list[Sample]], None],
         step: int = 0,
         pending: list[Sample] | None = None,
     ) -> None:
         self.config, self.stream, self.engine, self.scorer, self.algorithm = config, stream, engine, scorer, algorithm
-        self.learner, self.recorder, self.evaluator, self.save = learner, recorder, evaluator, save
+        self.learner, self.recorder, self.evaluators, self.save = learner, recorder, evaluators, save
         self.step, self.pending = step, pending or []
         self.rank, self.world_size = learner.accelerator.process_index, learner.accelerator.num_processes
 
@@ -130,10 +129,7 @@ class Trainer:
         count = self.config.sampling.samples_per_prompt
         return [samples[first : first + count] for first in range(0, len(samples), count)]
 
-    def evaluate(self, step: int) -> dict[str, Any] | None:
-        if self.evaluator is None:
-            return None
-        start = time.perf_counter()
-        record = self.evaluator.evaluate(self.engine, step)
-        self.recorder.evaluation(record, time.perf_counter() - start)
-        return record
+    def evaluate(self, step: int) -> None:
+        for evaluator in self.evaluators:
+            for record in evaluator.evaluate(self.engine, step):
+                self.recorder.evaluation(record)

@@ -32,7 +32,10 @@ CASES = [
      "set rewards.functions.0.max_tokens to 256 or less", ["--rewards.functions.0.max_tokens", "256"]),
     (["--rewards.functions", "[{type: soft_overlong, max_tokens: 90, buffer_tokens: 91}]"], "set it to 90 or less",
      ["--rewards.functions.0.buffer_tokens", "90"]),
-    (["--engine.max_model_len", "1000"], "raise it to 1280", ["--engine.max_model_len", "1280"]),
+    (["--engine.max_model_len", "1000", "--evaluation.max_tokens", "9"], "raise it to 1280",
+     ["--engine.max_model_len", "1280"]),
+    (["--checkpoint.keep_best", "evaluation/gsm8k/accuracy"], "set it to evaluation/held_out/accuracy",
+     ["--evaluation.benchmarks", "gsm8k"]),
     (["--engine.max_model_len", "1280", "--evaluation.max_tokens", "512"], "raise it to 1536",
      ["--engine.max_model_len", "1536"]),
     (["--algorithm.loss", "reinforce", "--algorithm.importance", "sequence"], "use importance: token",
@@ -84,7 +87,7 @@ def test_the_launcher_s_world_size_is_checked(monkeypatch, capsys):
         (["--batch.tokens_per_micro_batch", "1279"], "the longest prompt plus completion (1280 tokens)"),
         (["--model.lora.dropout", "0.1"], "guards.ratio_tolerance"),
         (["--algorithm.preset", "rloo", "--batch.minibatches", "2"], "off-policy without correction"),
-        (["--checkpoint.keep_best", "evaluation/accuracy"], "set checkpoint.every and evaluation.every"),
+        (["--checkpoint.keep_best", "evaluation/held_out/accuracy"], "set checkpoint.every and evaluation.every"),
     ],
 )
 def test_remarks(parse, flags, said):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from rlhf.config.data import ArithmeticConfig, CountdownConfig, DatasetConfig
-from rlhf.config.training import EvaluationConfig
+from rlhf.config.evaluation import EvaluationConfig
 from rlhf.data.errors import DataError
 from rlhf.data.order import PromptStream
 from rlhf.data.sources import load_held_out, load_prompts
