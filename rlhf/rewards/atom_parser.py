@@ -130,4 +130,4 @@ def number(text: str) -> Number:
     mantissa, _, exponent = text.lower().partition("e")
     if len(mantissa) > MAX_LITERAL_DIGITS or len(exponent) > 5 or abs(int(exponent or 0)) > MAX_LITERAL_DIGITS:
         raise LimitExceeded("a number with too many digits")
-    return Number(Fraction(text))
+    return Number(Fraction(text), len(mantissa.partition(".")[2]) - int(exponent or 0))

@@ -1,7 +1,7 @@
 """The tree of an answer: expressions with a value, and the structures (tuples, sets, relations) built from them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 
@@ -13,7 +13,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Number(Node):
+    """A rational; `decimals`, where it was written as a numeral, is how many places behind the point it has."""
+
     value: Fraction
+    decimals: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +198,7 @@ def is_expression(node: Node) -> bool:
 def negate(node: Node) -> Node:
     """-node."""
     if isinstance(node, Number):
-        return Number(-node.value)
+        return Number(-node.value, node.decimals)
     return Multiply((MINUS_ONE, node))
 
 

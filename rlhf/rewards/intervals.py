@@ -4,8 +4,12 @@ from fractions import Fraction
 
 from rlhf.rewards.expression import (
     MINUS_ONE,
+    ONE,
+    ZERO,
     Add,
     Constant,
+    Divide,
+    Function,
     ListOf,
     Multiply,
     Node,
@@ -16,6 +20,8 @@ from rlhf.rewards.expression import (
     Variable,
     is_expression,
     negate,
+    rebuild,
+    subtract,
     variables,
 )
 from rlhf.rewards.numeric import Evaluator
@@ -97,6 +103,8 @@ class Intervals:
             operators = [MIRRORED[o] for o in reversed(operators)]
         if not set(operators) <= {"<", "<="}:
             return None
+        if len(sides) == 2 and any(map(_is_absolute_value, sides)):
+            return self._distance(sides[0], operators[0], sides[1])
         brackets = ["[" if o == "<=" else "(" for o in operators]
         if len(sides) == 3 and isinstance(sides[1], Variable) and not variables(sides[0]) | variables(sides[2]):
             return [Tuple(brackets[0], (sides[0], sides[2]), "]" if operators[1] == "<=" else ")")]
@@ -105,6 +113,29 @@ class Intervals:
         if len(sides) == 2 and isinstance(sides[1], Variable) and not variables(sides[0]):
             return [Tuple(brackets[0], (sides[0], _INFINITY), ")")]
         return None
+
+    def _distance(self, low: Node, operator: str, high: Node) -> list[Tuple] | None:
+        """(1, 5) for `|x - 3| < 2`, the two intervals beside it for `|x - 3| >= 2`: linear in x, the bound above 0."""
+        inside = _is_absolute_value(low)
+        size, bound = (low, high) if inside else (high, low)
+        if not isinstance(size, Function) or len(variables(size)) != 1 or variables(bound):
+            return None
+        (name,) = variables(size)
+        constant, at_one = (_with_value(size.arguments[0], name, number) for number in (ZERO, ONE))
+        slope = subtract(at_one, constant)
+        steepness, radius = self._order(slope), self._order(bound)
+        if not steepness or radius is None or radius <= 0:
+            return None
+        line = Add((Multiply((slope, Variable(name))), constant))
+        if not self._evaluator.equal(size.arguments[0], line):
+            return None
+        low, high = (Divide(subtract(end, constant), slope) for end in (negate(bound), bound))
+        if steepness < 0:
+            low, high = high, low
+        if inside:
+            return [Tuple("[", (low, high), "]") if operator == "<=" else _interval(low, high)]
+        left, right = (")", "(") if operator == "<" else ("]", "[")
+        return [Tuple("(", (negate(_INFINITY), low), left), Tuple(right, (high, _INFINITY), ")")]
 
     def _sorted_union(self, parts: list[Tuple]) -> list[Tuple] | None:
         """Parts in increasing order, those that touch (`[0,1)`, `[1,2]`) joined; unsorted where ends have no order."""
@@ -161,6 +192,17 @@ class Intervals:
 def is_inequality(node: Node) -> bool:
     """True for a relation that bounds something: <, <=, >, >=, != or a chain of them."""
     return isinstance(node, Relation) and set(node.operators) <= {"<", "<=", ">", ">=", "!="}
+
+
+def _is_absolute_value(node: Node) -> bool:
+    return isinstance(node, Function) and node.name == "abs"
+
+
+def _with_value(node: Node, name: str, value: Node) -> Node:
+    """`node` with `value` in the place of the variable `name`."""
+    if node == Variable(name):
+        return value
+    return rebuild(node, lambda child: _with_value(child, name, value))
 
 
 def _interval(low: Node, high: Node) -> Tuple:

@@ -16,7 +16,7 @@ from rlhf.rewards.expression import (
     variables,
 )
 
-_FUNCTION_LETTERS = frozenset("fghpqrstuvwyAFGHPQRSTUVXYS")
+_FUNCTION_LETTERS = frozenset("fghpqrstuvwyACFGHPQRSTUVXYS")
 
 
 def is_name(node: Node) -> bool:

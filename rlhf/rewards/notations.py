@@ -15,6 +15,10 @@ _CHOICES = re.compile(
     r"(?<![\w)\]^_])(?:\{\s?\}\s?)?[\^_]\s?(?:\{(\d{1,4})\}|(\d))\s?(?:\\(?:mathrm|text|textrm)\s?\{([CP])\}|([CP]))"
     r"\s?_\s?(?:\{(\d{1,4})\}|(\d{1,4}))"
 )
+_INDEXED_CHOICES = re.compile(
+    r"(?<![A-Za-z\\])(?:C|\\(?:mathrm|text|textrm|mathbf)\s?\{C\})\s?"
+    r"(?:_\s?\{?(\d{1,4})\}?\s?\^\s?\{?(\d{1,4})\}?|\^\s?\{?(\d{1,4})\}?\s?_\s?\{?(\d{1,4})\}?)(?!\d)"
+)
 _RAISED_FRACTION = re.compile(r"(?<![\w)\]}])\^\s?\{?(\d{1,9})\}?\s?/\s?_\s?\{?(\d{1,9})\}?")
 _ROW_SPACING = re.compile(r"(\\\\)\s?\[\s?-?[\d.]{1,6}\s?(?:pt|ex|em|mm|cm|in)\s?\]")
 _SYSTEM_START = re.compile(r"\\left\s?\\\{\s?\\begin\s?\{(?:array|aligned|matrix|gathered)\}(?:\s?\{[lcr| ]{0,10}\})?")
@@ -38,6 +42,8 @@ def rewritten(text: str) -> str:
         text = _FRACTION_OF_UNITS.sub(r"\1/\2", text)
     if "^" in text or "_" in text:
         text = _CHOICES.sub(_choice, text)
+        if "C" in text:
+            text = _INDEXED_CHOICES.sub(_indexed_choice, text)
         text = _RAISED_FRACTION.sub(r"\\frac{\1}{\2}", text)
     if "\\begin" in text:
         text = _ROW_SPACING.sub(r"\1", text)
@@ -61,6 +67,12 @@ def rewritten(text: str) -> str:
 def _choice(match: re.Match[str]) -> str:
     n, letter, k = match[1] or match[2], match[3] or match[4], match[5] or match[6]
     return f"\\binom{{{n}}}{{{k}}}" if letter == "C" else f"\\frac{{{n}!}}{{({n}-{k})!}}"
+
+
+def _indexed_choice(match: re.Match[str]) -> str:
+    """C with n below and k above; a C that is the k-th power of the n-th constant, where n < k, stays."""
+    n, k = match[1] or match[4], match[2] or match[3]
+    return f"\\binom{{{n}}}{{{k}}}" if int(n) >= int(k) else match.group()
 
 
 def _inward(match: re.Match[str]) -> str:

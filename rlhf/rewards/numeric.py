@@ -129,9 +129,12 @@ class Evaluator(Values):
         return False
 
     def order(self, node: Node) -> float | Fraction | None:
-        """A number to sort real constants by (for the ends of intervals); None if the value is not real."""
+        """A number to sort real constants by (for the ends of intervals); None without a real value."""
         with floating_point:
-            value = self.evaluate(node, 0, PRECISIONS[0])
+            try:
+                value = self.evaluate(node, 0, PRECISIONS[0])
+            except Undefined:
+                return None
             if isinstance(value, (Fraction, float)):
                 return value
             return Fraction(*libmp().to_rational(value[0])) if is_real(value) else None

@@ -6,8 +6,9 @@ signs may be dropped, but two different units differ.
 """
 
 import itertools
+from fractions import Fraction
 
-from rlhf.rewards.expansion import written_out
+from rlhf.rewards.expansion import with_choices, without_name, written_out
 from rlhf.rewards.expression import (
     Based,
     Degrees,
@@ -30,10 +31,8 @@ from rlhf.rewards.expression import (
 from rlhf.rewards.intervals import MIRRORED, Intervals, is_inequality
 from rlhf.rewards.names import is_asked_for, is_name
 from rlhf.rewards.numeric import Evaluator
+from rlhf.rewards.rounding import is_rounding
 from rlhf.rewards.units import conflicting
-
-ROUNDING = 0.05
-"""Largest relative difference between a value and what an answer rounds it to."""
 
 
 def same_answer(gold: Node, answer: Node, evaluator: Evaluator) -> bool:
@@ -57,6 +56,13 @@ class _Comparison:
         if isinstance(gold, Quantity) and isinstance(answer, Quantity) and conflicting(gold.unit, answer.unit):
             return False
         gold, answer = _without_unit(gold), _without_unit(answer)
+        scalars = is_expression(gold), is_expression(answer)
+        if scalars == (True, False):  # `C(10, 5)` is a number beside a number, else the point called C
+            answer = with_choices(answer)
+        elif scalars == (False, True):
+            gold = with_choices(gold)
+        elif scalars == (False, False):
+            gold, answer = without_name(gold), without_name(answer)
         if is_expression(gold) and is_expression(answer):
             return self.evaluator.equal(gold, answer)
         if isinstance(gold, Relation) or isinstance(answer, Relation):
@@ -115,8 +121,7 @@ class _Comparison:
         gold, answer = _without_rounding_of_names(gold), _without_rounding_of_names(answer)
         for one in (gold, answer):
             if isinstance(one, Relation) and "≈" in one.operators:
-                readings = self.rounded(one)
-                return any(self.same(r, answer) if one is gold else self.same(gold, r) for r in readings)
+                return self.same_rounded(one, gold, answer)
         if isinstance(gold, Relation) and isinstance(answer, Relation):
             if len(gold.sides) == len(answer.sides) and gold.operators == answer.operators:
                 if all(itertools.starmap(self.same_side, zip(gold.sides, answer.sides, strict=True))):
@@ -132,17 +137,21 @@ class _Comparison:
                     return self.same(value, other) if one is gold else self.same(other, value)
         return self.same_sets(gold, answer)
 
-    def rounded(self, relation: Relation) -> list[Node]:
-        r"""The two values of `\frac{5}{12} \approx 0.42`: the exact one, and what it was rounded to if that is near."""
+    def same_rounded(self, relation: Relation, gold: Node, answer: Node) -> bool:
+        r"""`\frac{5}{7} \approx 0.714` is 5/7, or 0.714 where the other answer is written so (5/7 rounds to it)."""
         place = relation.operators.index("≈")
-        sides, last = relation.sides[: place + 1], relation.sides[-1]
-        exact = Relation(sides, relation.operators[:place]) if place else sides[0]
-        if not (is_expression(sides[-1]) and is_expression(last)) or variables(sides[-1]) | variables(last):
-            return []
-        value, near = self.evaluator.order(sides[-1]), self.evaluator.order(last)
-        if value is None or near is None or abs(value - near) > ROUNDING * max(abs(value), abs(near)):
-            return []
-        return [exact, last]
+        value, rounded = relation.sides[place], relation.sides[-1]
+        if not (is_expression(value) and is_expression(rounded)) or variables(value) | variables(rounded):
+            return False
+        precise = Relation(relation.sides[: place + 1], relation.operators[:place]) if place else value
+        other = answer if relation is gold else gold
+        if self.same(precise, answer) if relation is gold else self.same(gold, precise):
+            return True
+        numeral = (self.value_of(other) or other) if isinstance(other, Relation) else other
+        exact, near = self.evaluator.order(value), self.evaluator.order(rounded)
+        if not isinstance(exact, Fraction) or not isinstance(near, Fraction) or not self.same(rounded, numeral):
+            return False
+        return is_rounding(rounded, near, exact) and is_rounding(numeral, near, exact)
 
     def same_side(self, gold: Node, answer: Node) -> bool:
         if is_name(gold) and is_name(answer) and not isinstance(gold, Words):

@@ -34,7 +34,7 @@ class Values(ElementaryFunctions):
         """The value of `node` with its variables at the `point`-th place."""
         self.spend(20)
         match node:
-            case Number(value):
+            case Number(value, _):
                 return value
             case Variable(name):
                 return coordinate(name, point)
