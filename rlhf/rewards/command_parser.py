@@ -4,8 +4,8 @@ from fractions import Fraction
 
 from rlhf.rewards.atom_parser import AtomParser, number
 from rlhf.rewards.expression import Divide, Function, ListOf, Matrix, Node, Number, SetOf, Variable
-from rlhf.rewards.latex import Token
 from rlhf.rewards.limits import ParseError
+from rlhf.rewards.math_tokens import Token
 
 DECORATIONS = frozenset(
     {"overline", "bar", "vec", "hat", "widehat", "overrightarrow", "overleftrightarrow", "underline", "tilde", "dot"}

@@ -151,20 +151,32 @@ def _starts_line(text: str, position: int) -> bool:
 
 _NUMBER = re.compile(r"(?<![\w.)\]}-])-\s?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\.\d+")
 _ANOTHER_MEANING = re.compile(
-    r"\b(?:not|never|except|but|than|at most|at least|between|under|over|below|above|neither|nor)\b\D{0,30}$",
+    r"\b(?:not|never|except|but|than|at most|at least|between|under|over|below|above|neither|nor|either|one of)\b"
+    r"\D{0,30}$",
     re.IGNORECASE,
 )
+_ANOTHER_VALUE = re.compile(
+    r"[\s$]*(?:(?:times|plus|minus|divided by|multiplied by|over|more than|less than)\b\D{0,5}"
+    r"|\D{0,60}?\b(?:or|maybe|perhaps|possibly|alternatively)\b\D{0,60})?\d",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(r"\b(?:for|when|where|if|since|because|as|with|which)\b", re.IGNORECASE)
 _MATH = re.compile(r"\$([^$\n]{1,400})\$|\\\(([^\n]{1,400}?)\\\)")
 
 
 def _first_value(sentence: str) -> str | None:
-    """The first mathematics or number of a sentence; with an equals sign, of what is behind the last."""
+    """The first mathematics or number of a sentence (with an equals sign, of what is behind the last that is not part
+    of a condition); None where it is one of several ("5 or 6") or part of something else ("5 times 2")."""
     math = _MATH.match(sentence)
     if math:
-        return math[1] or math[2]
-    value = sentence.rpartition("=")[2]
-    number = _NUMBER.search(value)
-    if number is None or _ANOTHER_MEANING.search(value[max(0, number.start() - 40) : number.start()]):
+        return None if _ANOTHER_VALUE.match(sentence, math.end()) else math[1] or math[2]
+    condition = _CONDITION.search(sentence)
+    head = sentence[: condition.start()] if condition else sentence
+    start = head.rfind("=") + 1 if _NUMBER.search(head) else sentence.rfind("=") + 1
+    number = _NUMBER.search(sentence, start)
+    if number is None or _ANOTHER_MEANING.search(sentence[max(start, number.start() - 40) : number.start()]):
+        return None
+    if _ANOTHER_VALUE.match(sentence, number.end()):
         return None
     return number.group().rstrip(",")
 

@@ -12,7 +12,15 @@ from rlhf.rewards.numeric import Evaluator
 from rlhf.rewards.parser import parse
 from rlhf.rewards.structure import same_answer
 from rlhf.rewards.units import SINGLE_LETTER_UNITS
-from rlhf.rewards.words import is_words, means_no_solution, names_option, number_in_words, plain_words
+from rlhf.rewards.words import (
+    is_words,
+    means_no_solution,
+    names_option,
+    number_in_words,
+    plain_words,
+    says_yes_or_no,
+    without_option,
+)
 
 SHOWN_CHARS = 200
 """Longest answer quoted in a verdict."""
@@ -68,8 +76,9 @@ class _UnreadableGold(ValueError):
 
 def _same(answer: str, gold: str) -> tuple[bool, str]:
     gold_tree = _read_gold(gold)
-    if plain_words(answer) == plain_words(gold) and (isinstance(gold_tree, (Words, ParseError)) or "\\text" in gold):
-        return True, "the same words"
+    if isinstance(gold_tree, (Words, ParseError)):
+        if plain_words(answer) == plain_words(gold) or says_yes_or_no(answer, gold):
+            return True, "the same words"
     if len(answer) <= MAX_ANSWER_CHARS and clean(answer) == clean(gold):
         return True, "the same after normalisation"
     if isinstance(gold_tree, Variable) and gold_tree.name.isupper() and names_option(answer, gold_tree.name):
@@ -109,7 +118,7 @@ def _read_gold(gold: str) -> Node | ParseError | LimitExceeded:
 
 
 def _readings(answer: str, gold: Node) -> list[tuple[Node, Node]]:
-    """The trees of the answer worth comparing: commas as thousands or as a list, a last letter as a unit."""
+    """The trees of the answer worth comparing: commas as thousands or as a list, without its unit or option."""
     tree = parse(answer)
     trees = [(tree, gold)]
     if isinstance(gold, ListOf) and _PLAIN_GROUPS.search(answer):
@@ -118,6 +127,9 @@ def _readings(answer: str, gold: Node) -> list[tuple[Node, Node]]:
         without_unit = _UNIT_LETTER.fullmatch(clean(answer))
         if without_unit and (without_unit[2] or without_unit[3]) in SINGLE_LETTER_UNITS:
             trees.append((parse(without_unit[1]), gold))
+        value = without_option(answer)
+        if value is not None:
+            trees.append((parse(value), gold))
     return trees
 
 
@@ -126,7 +138,7 @@ def _value(node: Node) -> Node:
 
 
 _PLAIN_GROUPS = re.compile(r"\d,\d{3}")
-_UNIT_LETTER = re.compile(r"(.*[\d}])\s*(?:\\mathrm\s?\{\s*([A-Za-z])\s*\}|([A-Za-z]))(?:\^\{?[23]\}?)?")
+_UNIT_LETTER = re.compile(r"(.*[\d}])\s*(?:\\mathrm\s?\{\s*([A-Za-z])\s*\}|([A-Za-z]|\\Omega))(?:\^\{?[23]\}?)?")
 _LITERAL = re.compile(r"(-?)\s?\\?\$?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.(\d*))?\s?(?:\\?%)?\$?\.?")
 
 

@@ -8,8 +8,8 @@ import re
 from rlhf.rewards.words import NUMBER_WORDS
 
 _FRACTION_OF_UNITS = re.compile(
-    r"\\[dt]?frac\s?\{\s?(\\(?:text|textrm|mathrm|mbox) ?\{[^{}]{1,40}\})\s?\}"
-    r"\s?\{\s?(\\(?:text|textrm|mathrm|mbox) ?\{[^{}]{1,40}\})\s?\}"
+    r"\\[dt]?frac\s?\{\s?(\\(?:text|textrm|mathrm|mbox) ?\{[^{}]{1,40}\}(?:\^\{?\d\}?)?)\s?\}"
+    r"\s?\{\s?(\\(?:text|textrm|mathrm|mbox) ?\{[^{}]{1,40}\}(?:\^\{?\d\}?)?)\s?\}"
 )
 _CHOICES = re.compile(
     r"(?<![\w)\]^_])(?:\{\s?\}\s?)?[\^_]\s?(?:\{(\d{1,4})\}|(\d))\s?(?:\\(?:mathrm|text|textrm)\s?\{([CP])\}|([CP]))"
@@ -30,7 +30,9 @@ _OUTWARD_INTERVAL = re.compile(
 )
 _DECIMAL_POINT = re.compile(r"(?<=\d)\{\.\}(?=\d)")
 _NEXT_EQUATION = re.compile(r"(?<=[\w)}]) ?,? ?\\q?quad ?(?=[A-Za-z](?:_\{?\w{1,3}\}?)? ?=)")
-_CURRENCY_CODE = re.compile(r"^(?:\\(?:text|mathrm) ?\{ ?)?(?:US|USD|Rs\.?|EUR|GBP|CAD|AUD)(?: ?\})?\s?(?=\d|\\?\$)")
+_SIGN_BEFORE_NUMBER = re.compile(
+    r"^(?:\\?#\s?(?=\d)|(?:\\(?:text|mathrm) ?\{ ?)?(?:US|USD|Rs\.?|EUR|GBP|CAD|AUD)(?: ?\})?\s?(?=\d|\\?\$))"
+)
 _BASE_WORDS = re.compile(
     r"(?<=[0-9A-F])\s?(?:\\text\s?\{\s?)?\(?(?:in )?base[ -]?(?:\}\s?|\\text\s?\{)?([a-z]{3,9}|\d{1,2})\)?\s?\}?$"
 )
@@ -53,7 +55,7 @@ def rewritten(text: str) -> str:
             text = _ALIGNED.sub(r"\\\1{cases}", text).replace("&", "")
     if "base" in text:
         text = _BASE_WORDS.sub(lambda match: f"_{{{base_digits(match[1])}}}", text)
-    if "[" in text and "]" in text:
+    if "[" in text or "]" in text:
         text = _OUTWARD_INTERVAL.sub(_inward, text)
     if ":" in text:
         text = text.replace("{:}", ":")
@@ -61,7 +63,7 @@ def rewritten(text: str) -> str:
         text = _DECIMAL_POINT.sub(".", text)
     if "quad" in text:
         text = _NEXT_EQUATION.sub(", ", text)
-    return _CURRENCY_CODE.sub("", text)
+    return _SIGN_BEFORE_NUMBER.sub("", text)
 
 
 def _choice(match: re.Match[str]) -> str:

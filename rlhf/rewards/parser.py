@@ -9,7 +9,7 @@ factor   := ('-' | '+') factor | postfix ('^' exponent)?
 postfix  := atom ('!' | '%' | degree sign | subscript)*
 """
 
-from collections import Counter
+import re
 from fractions import Fraction
 
 from rlhf.rewards.expression import (
@@ -22,13 +22,15 @@ from rlhf.rewards.expression import (
     Quantity,
     Ratio,
     Relation,
+    SetOf,
     SetOperation,
     Variable,
     Words,
 )
 from rlhf.rewards.expression_parser import ExpressionParser
-from rlhf.rewards.latex import Token, clean, tokenize
+from rlhf.rewards.latex import clean
 from rlhf.rewards.limits import MAX_ANSWER_CHARS, LimitExceeded, ParseError
+from rlhf.rewards.math_tokens import Token, tokenize
 from rlhf.rewards.token_reader import END
 from rlhf.rewards.units import scaled, unit_of
 
@@ -36,8 +38,14 @@ MAX_NAME_TOKENS = 20
 """Longest unreadable name in front of an equals sign."""
 _RELATIONS = {"=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "in": "in", "approx": "≈", "equiv": "~",
               "cong": "~", "sim": "~", "subset": "~", "parallel": "~", "perp": "~"}  # fmt: skip
+_OPENING, _CLOSING = frozenset({"(", "[", "{", "\\{"}), frozenset({")", "]", "}", "\\}"})
 _SET_OPERATIONS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
-_ALL_REALS = frozenset(map(Words, ("all real numbers", "all reals", "real numbers", "the set of all real numbers")))
+_ALL_REALS_TEXT = """
+all real numbers, all reals, real numbers, the set of all real numbers, all real x, all real numbers x,
+all real values of x
+"""
+_ALL_REALS = frozenset(" ".join(_ALL_REALS_TEXT.split()).split(", "))
+_DENIAL = re.compile(r"\b(?:not|no|never|cannot|neither|nor|except|but|unless|without|than|at most|at least|wrong)\b")
 _LABEL_ENDS = frozenset({"is", "are", "be", "equals", "equal"})
 
 
@@ -59,14 +67,23 @@ def parse(text: str, grouping: bool = True) -> Node:
 
 def _behind_equals_sign(tokens: list[Token]) -> list[Token] | None:
     r"""What the name left of the only equals sign stands for: a name need not be read (`\Pr(A \mid B) = \frac12`)."""
-    places = [i for i, token in enumerate(tokens) if token.kind == "symbol" and token.text == "="]
-    if len(places) != 1 or places[0] == 0 or tokens[0].kind == "number":
+    depth, outside = 0, []
+    for place, token in enumerate(tokens):
+        depth += (token.text in _OPENING) - (token.text in _CLOSING)
+        if depth == 0:
+            outside.append((place, token))
+    places = [place for place, token in outside if token.kind == "symbol" and token.text == "="]
+    if depth or len(places) != 1 or not 0 < places[0] <= MAX_NAME_TOKENS or tokens[0].kind == "number":
         return None
-    before, value = tokens[: places[0]], tokens[places[0] + 1 :]
-    outside = Counter(t.text for t in value)
-    if any(outside[left] != outside[right] for left, right in ("()", "[]", "{}")) or len(before) > MAX_NAME_TOKENS:
+    name = [token for place, token in outside if place < places[0]]
+    if any(token.kind == "separator" for token in name) or _denies([token.text for token in name]):
         return None
-    return value or None
+    return tokens[places[0] + 1 :] or None
+
+
+def _denies(words: list[str]) -> bool:
+    """True of words that make `... x = 5` say something else than the value 5: "not x", "at most"."""
+    return _DENIAL.search(" ".join(words).lower()) is not None
 
 
 def _without_outer_parentheses(tokens: list[Token]) -> list[Token]:
@@ -121,13 +138,26 @@ class _AnswerParser(ExpressionParser):
         words = []
         while self.token.kind in ("word", "variable") and not (self.token.kind == "variable" and words[-1:] == ["is"]):
             words.append(self.next().text)
+            if words[-1] == "except" and " ".join(words[:-1]).lower() in _ALL_REALS:
+                return self.all_reals_except()
         if self.token.text in (":",) or (words[-1] in _LABEL_ENDS and self.token is not END):
+            if _denies(words):
+                raise ParseError(f"{' '.join(words)!r} before a value")
             self.accept(":", "=")
             return self.item()
-        label: Node = Words(" ".join(words).lower())
+        label = " ".join(words).lower()
         if self.token.kind in ("symbol", "command") and self.token.text in _RELATIONS:
-            return self.with_unit(self.relation(label))
-        return Variable("real numbers") if label in _ALL_REALS else label
+            if _denies(words):
+                raise ParseError(f"{label!r} before a value")
+            return self.with_unit(self.relation(Words(label)))
+        return Variable("real numbers") if label in _ALL_REALS else Words(label)
+
+    def all_reals_except(self) -> Node:
+        """`all real numbers except x = 1 and 2`, behind "except"."""
+        if self.token.text == "for":
+            self.next()
+        points = tuple(map(_last_side, self.items(())[0]))
+        return SetOperation("difference", (Variable("real numbers"), SetOf(points)))
 
     def relation(self, first: Node) -> Node:
         if self.token.text == ":" and self.token.kind == "symbol" and "\\{" not in self.closers:
@@ -177,6 +207,8 @@ class _AnswerParser(ExpressionParser):
                 words.append(token.text)
         if bracket:
             self.expect(")")
+        elif words and self.ahead().kind == "word" and self.accept("("):
+            self.short_form()
         if not words:
             return node
         unit = unit_of(words)
@@ -186,3 +218,20 @@ class _AnswerParser(ExpressionParser):
         if scale != 1:
             node = Multiply((node, Number(Fraction(scale))))
         return Quantity(node, unit) if unit else node
+
+    def short_form(self) -> None:
+        """The `mph)` of `miles per hour (mph)`."""
+        words = []
+        while self.token.kind in ("word", "variable"):
+            words.append(self.next().text)
+        self.expect(")")
+        if unit_of(words) is None:
+            raise ParseError(f"{' '.join(words)!r} behind a unit")
+
+
+def _last_side(node: Node) -> Node:
+    if not isinstance(node, Relation):
+        return node
+    if node.operators not in (("=",), ("!=",)):
+        raise ParseError("an inequality where a point was expected")
+    return node.sides[-1]

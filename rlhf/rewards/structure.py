@@ -84,7 +84,7 @@ class _Comparison:
             return brackets and self.same_in_order(gold.items, answer.items)
         for one, other in ((gold, answer), (answer, gold)):
             if isinstance(one, Tuple) and isinstance(other, ListOf) and (one.opening, one.closing) == ("(", ")"):
-                if any(map(is_inequality, other.items)):
+                if other.disjunction or any(map(is_inequality, other.items)):
                     continue
                 return self.same_in_order(gold.items, answer.items)  # a point or list without its parentheses
         if isinstance(gold, Matrix) and isinstance(answer, Matrix):
@@ -95,6 +95,8 @@ class _Comparison:
             )
         if isinstance(gold, Words) or isinstance(answer, Words):
             return False
+        if is_expression(gold) and isinstance(answer, ListOf) and answer.disjunction:
+            return all(self.same(gold, item) for item in answer.items)  # `\frac{3}{5} or 0.6`
         return self.same_sets(gold, answer)
 
     def same_in_order(self, gold: tuple[Node, ...], answer: tuple[Node, ...]) -> bool:
@@ -264,10 +266,10 @@ def _named_values(node: ListOf | SetOf) -> tuple[Node, ...]:
 
 
 def _same_based(gold: Node, answer: Node) -> bool:
-    """Digits and base agree; a base left out is taken for the other's."""
+    """Digits and base agree; an answer without a base is in the gold's, a gold answer without one is decimal."""
     gold_digits, gold_base = _digits(gold)
     digits, base = _digits(answer)
-    return digits is not None and gold_digits == digits and (base is None or gold_base is None or gold_base == base)
+    return digits is not None and gold_digits == digits and base in (None, gold_base or "10")
 
 
 def _digits(node: Node) -> tuple[str | None, str | None]:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from rlhf.rewards.expression import Node
-from rlhf.rewards.latex import Token
 from rlhf.rewards.limits import MAX_DEPTH, LimitExceeded, ParseError
+from rlhf.rewards.math_tokens import Token
 
 END = Token("end", "")
 

@@ -43,17 +43,22 @@ CANONICAL_UNIT = {
 
 SHORT_UNITS = frozenset(spelling for spelling in CANONICAL_UNIT if len(spelling) <= 3) | {"sq", "cu"}
 """Abbreviations that may stand right behind a number (`5cm`) although they look like products of variables."""
-SINGLE_LETTER_UNITS = frozenset("msghLlJNWVAKCF")
+SINGLE_LETTER_UNITS = frozenset("msghLlJNWVAKCF") | {"\\Omega"}
 """Letters that may be a unit behind a number where the gold answer has no variable."""
 
-_TWO_LETTERS = "no on or if is in of to at up us we me he am pm so be by go it my an as do"
-SHORT_WORDS = frozenset(_TWO_LETTERS.split())
-"""Two-letter words that are not products of two variables."""
+_SHORT_WORDS = """
+no on or if is in of to at up us we me he am pm so be by go it my an as do not nor for any how now most boy box bit ant
+city cent
+"""
+SHORT_WORDS = frozenset(_SHORT_WORDS.split())
+"""Words of two letters or with letters in alphabetical order that are not products of variables."""
 
 _CHANGES_THE_MEANING = """
 or and not nor any other others another either neither both maybe perhaps possibly unknown none if unless except but
 about around approximately roughly than less more least most over under between to from through up down plus minus
-times divided is are was equals equal correct incorrect answer true false yes no infinite infinity undefined
+times divided squared cubed factorial below halves thirds fourths fifths sixths sevenths eighths ninths tenths
+hundredths thousandths is are was equals equal correct incorrect wrong answer true false yes no infinite infinity
+undefined
 """
 _NOT_UNITS = frozenset(_CHANGES_THE_MEANING.split())
 MAX_UNIT_WORDS = 4
@@ -62,13 +67,16 @@ ARTICLES = frozenset({"the", "a", "an"})
 
 def unit_of(words: list[str]) -> str | None:
     """The canonical unit that trailing `words` stand for, or None if they change the meaning and may not be dropped."""
-    words = [w for w in (word.lower() for word in words) if w not in ARTICLES]
+    words = [w for w in ("thousand" if word == "k" else word.lower() for word in words) if w not in ARTICLES]
     if len(words) > MAX_UNIT_WORDS or any(w in _NOT_UNITS for w in words):
         return None
     return " ".join(CANONICAL_UNIT.get(w, w) for w in words)
 
 
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALES = {
+    "dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9,
+    "trillion": 10**12,
+}  # fmt: skip
 
 
 def scaled(unit: str) -> tuple[int, str]:

@@ -33,9 +33,20 @@ NUMBER_WORDS |= {
 }
 """Number words up to ninety-nine, and their digits."""
 MAX_WORD_CHARS = 60
-_NO_SOLUTION = frozenset({"no solution", "no solutions", "empty set", "there is no solution", "there are no solutions"})
+_NO_SOLUTION_TEXT = """
+none, no solution, no solutions, empty set, there is no solution, there are no solutions, no real solution,
+no real solutions
+"""
+_NO_SOLUTION = frozenset(" ".join(_NO_SOLUTION_TEXT.split()).split(", "))
+_YES_OR_NO = re.compile(
+    r"(yes|no) (?:it|they|he|she|this|that|there|we|you|i) "
+    r"(?:is|are|was|were|does|do|did|has|have|can|could|will|would|must|should)(n t| not|not)?"
+)
 _OPTION = re.compile(r"(?:(?:option|choice|answer) )?\(?([a-z])\)?")
 
+_OPTION_BEFORE = re.compile(
+    r"[$\s]*(?:\\(?:text|textbf|textrm|mathrm|mathbf|bf|rm)\s?\{\s?)?\([A-E]\)[\s}~\\:]+(?=[^\s}~\\:])"
+)
 _OPTION_AND_VALUE = re.compile(r"\(([a-z])\) (?!.*\b(?:or|and|not)\b)[^()]+")
 
 
@@ -47,6 +58,18 @@ def number_in_words(text: str) -> str | None:
 def means_no_solution(text: str) -> bool:
     """True if words say that the set of solutions is empty."""
     return plain_words(text) in _NO_SOLUTION
+
+
+def says_yes_or_no(answer: str, gold: str) -> bool:
+    """True if an answer is the gold's yes or no, said in full: "Yes, it is", "No, they do not"; not "No, it is"."""
+    match = _YES_OR_NO.fullmatch(plain_words(answer)) if len(answer) <= MAX_WORD_CHARS else None
+    return match is not None and match[1] == plain_words(gold) == ("no" if match[2] else "yes")
+
+
+def without_option(text: str) -> str | None:
+    """The value of `(C) 64`, or None where there is no option in front of a value."""
+    match = _OPTION_BEFORE.match(text)
+    return text[match.end() :] if match else None
 
 
 def names_option(text: str, letter: str) -> bool:
