@@ -1,4 +1,4 @@
-"""`python -m eval run | compare | grade | list`: `python -m eval COMMAND --help` says more."""
+"""`python -m eval run | compare | grade | report | list`: `python -m eval COMMAND --help` says more."""
 
 import argparse
 import sys
@@ -15,12 +15,13 @@ USAGE_ERROR = 2
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0; 1 where something asked for could not be used; 2 for a usage error."""
     command, *rest = arguments or ["--help"]
-    commands = {"run": _run, "compare": _compare, "grade": _grade, "list": _list}
+    commands = {"run": _run, "compare": _compare, "grade": _grade, "report": _report, "list": _list}
     if command not in commands:
         print("usage: python -m eval COMMAND ...\n")
         print("  run      complete and judge benchmarks with a checkpoint (--model, --benchmarks, ...)")
         print("  compare  two result folders, question by question")
         print("  grade    someone else's completions with this grader")
+        print("  report   write a result folder's report.html again")
         print("  list     the benchmarks")
         return 0 if command in ("-h", "--help") else USAGE_ERROR
     try:
@@ -75,6 +76,16 @@ def _grade(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval grade", description=grade.__doc__)
     grade.add_arguments(parser)
     return grade.main(parser.parse_args(arguments))
+
+
+def _report(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval report", description="Write report.html again.")
+    parser.add_argument("folder", type=Path, help="a result folder")
+    folder = parser.parse_args(arguments).folder
+    from eval.report import write_report
+
+    print(write_report(folder))
+    return 0
 
 
 def _list(arguments: Sequence[str]) -> int:

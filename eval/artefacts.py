@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: samples.jsonl, summary.json, table.md."""
+"""What an evaluation leaves behind: samples.jsonl, summary.json, table.md, report.html."""
 
 import json
 from collections.abc import Sequence
@@ -9,17 +9,16 @@ from typing import Any
 from eval.benchmarks import Benchmark
 from eval.checkpoints import checkpoint_hash
 from eval.compare import read_answers
-from eval.intervals import Estimate
 from eval.metrics import Summary, by, summarise
 from eval.questions import Answer
+from eval.report import SAMPLES, SUMMARY, figure_text, write_report
 from eval.settings import EvalSettings
 from eval.templates import Template
 from rlhf.config.loading import to_dict
 from rlhf.training.environment import describe_environment
 from rlhf.training.run_folder import write_atomically
 
-SETTINGS, SAMPLES, SUMMARY, TABLE = "settings.json", "samples.jsonl", "summary.json", "table.md"
-NOT_SHARES = ("mean tokens",)
+SETTINGS, TABLE = "settings.json", "table.md"
 
 
 def read_part(part: Path) -> list[Answer]:
@@ -35,7 +34,20 @@ def write_results(
     parts: Sequence[Path],
     seconds: float,
 ) -> str:
-    """Write all files from the batches' `parts`; returns the table."""
+    """Write all files from the batches' `parts`; returns the table, and where the results are."""
+    text = _write_figures(folder, settings, benchmarks, template, parts, seconds)
+    report = write_report(folder)
+    return f"{text}\n\nresults: {folder}\nreport: {report}"
+
+
+def _write_figures(
+    folder: Path,
+    settings: EvalSettings,
+    benchmarks: Sequence[Benchmark],
+    template: Template,
+    parts: Sequence[Path],
+    seconds: float,
+) -> str:
     write_atomically(folder / SAMPLES, (part.read_bytes() for part in parts))
     answers = read_answers(folder / SAMPLES)
     summaries = [summarise(answers[b.entry.name], settings.samples) for b in benchmarks]
@@ -45,6 +57,7 @@ def write_results(
         "settings": to_dict(settings),
         "benchmarks": {
             s.benchmark: {
+                "set": _about(b),
                 "questions_hash": b.fingerprint,
                 "estimates": {name: asdict(estimate) for name, estimate in s.estimates.items()},
                 "counts": s.counts,
@@ -60,7 +73,13 @@ def write_results(
     }
     write_atomically(folder / SUMMARY, [json.dumps(record, indent=1).encode()])
     write_atomically(folder / TABLE, [text.encode() + b"\n"])
-    return f"{text}\n\nresults: {folder}"
+    return text
+
+
+def _about(benchmark: Benchmark) -> dict[str, Any]:
+    """What a reader of the figures should know of the set; `hub` is None for a generated one and for a local file."""
+    entry = benchmark.entry
+    return {name: getattr(entry, name, None) for name in ("title", "kind", "hub", "citation", "caution")}
 
 
 def _groups(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -76,12 +95,6 @@ def table(summaries: Sequence[Summary]) -> str:
     lines = ["| benchmark | questions | figure | value | 95 % interval |", "|---|---:|---|---:|---|"]
     for summary in summaries:
         for name, estimate in summary.estimates.items():
-            value, interval = _shown(name, estimate)
+            value, interval = figure_text(name, estimate)
             lines.append(f"| {summary.benchmark} | {summary.counts['questions']} | {name} | {value} | {interval} |")
     return "\n".join(lines)
-
-
-def _shown(name: str, estimate: Estimate) -> tuple[str, str]:
-    if name in NOT_SHARES:
-        return f"{estimate.value:.1f}", f"{estimate.low:.1f} to {estimate.high:.1f}"
-    return f"{100 * estimate.value:.1f} %", f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,10 @@ def add_legend(axes: Axes) -> None:
 def to_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element that fills its place in the page and has the page's colours and fonts."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # text stays text, and the reader's browser has fonts for what matplotlib's lacks
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg"):]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
