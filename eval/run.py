@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from eval.artefacts import SETTINGS, read_part, write_results
 from eval.asking import Batch, answer, cut_into_batches, load, load_shots, longest_sequence
@@ -21,6 +21,7 @@ from eval.templates import build_template
 from rlhf.config.loading import to_dict
 from rlhf.data.errors import DataError
 from rlhf.training.checkpoint import config_differences
+from rlhf.training.launch_checks import check_processes
 from rlhf.training.run_folder import json_line, write_atomically
 
 
@@ -30,7 +31,9 @@ def run(settings: EvalSettings) -> Path:
     Raises DataError for benchmarks and templates that cannot be used, and for a folder that holds an evaluation with
     other settings; EngineError when the engine fails.
     """
-    state = PartialState()
+    # not PartialState: that does not read ACCELERATE_USE_CPU, and each process would evaluate everything
+    state = Accelerator()
+    check_processes(state, "-m eval run ...")
     start = time.monotonic()
     folder = settings.folder
     if state.is_main_process:

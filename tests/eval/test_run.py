@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval.__main__ import main
-from tests.processes import start
+from tests.processes import output_of, run_on_two_ranks, start
 from tests.tiny_runs import save_tiny_model
 
 QUESTIONS, SAMPLES = 12, 2
@@ -79,3 +79,20 @@ def test_other_settings_do_not_continue_a_run_and_it_compares_with_itself(model,
 def test_what_cannot_be_run_is_said(model, tmp_path, capsys, changes, said):
     assert main(arguments(model, tmp_path / "out", **changes)) in (1, 2)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_batches_and_give_the_samples_of_one(model, tmp_path):
+    changes = {"benchmarks": "arithmetic", "samples_per_batch": 4}
+    assert main(arguments(model, tmp_path / "one", **changes)) == 0
+    script = tmp_path / "shared.py"
+    script.write_text("import sys\nfrom eval.__main__ import main\nsys.exit(main(sys.argv[1:]))\n")
+    run_on_two_ranks(script, *arguments(model, tmp_path / "two", **changes))
+    assert (tmp_path / "one" / "samples.jsonl").read_bytes() == (tmp_path / "two" / "samples.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_ranks_that_would_each_evaluate_everything_are_refused(model, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "eval"]
+    output = output_of(start(*launcher, *arguments(model, tmp_path / "two"), CUDA_VISIBLE_DEVICES=""), status=1)
+    assert "2 processes were launched but Accelerate sees 1" in output
