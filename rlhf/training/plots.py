@@ -122,7 +122,7 @@ def draw_evaluations(evaluations: Records) -> Drawing:
     if len(names) > 1:
         add_legend(axes)
     latest = f"{100 * float(evaluations[-1]['accuracy']):.1f} %"
-    return Drawing("Learning", "Held-out accuracy", "Bars and bands are 95 % Wilson intervals.", latest, to_svg(figure))
+    return Drawing("Learning", "Held-out accuracy", "Bars and bands are 95 % intervals.", latest, to_svg(figure))
 
 
 def draw_phases(metrics: Records) -> Drawing:

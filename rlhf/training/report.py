@@ -83,7 +83,13 @@ def headline(evaluations: Sequence[Record]) -> dict[str, Any] | None:
     before, after = records[0], records[-1]
     result: dict[str, Any] = {"name": before["name"], "before": before, "after": None}
     if len(records) > 1:
-        low, high = difference_interval(before["right"], before["n"], after["right"], after["n"])
+        # a benchmark's change is paired by question (eval/in_training.py); held-out shares are set side by side
+        paired = after.get("change")
+        low, high = (
+            (paired["low"], paired["high"])
+            if paired
+            else difference_interval(before["right"], before["n"], after["right"], after["n"])
+        )
         overlap = intervals_overlap((before["low"], before["high"]), (after["low"], after["high"]))
         result |= {"after": after, "change": after["accuracy"] - before["accuracy"], "change_low": low,
                    "change_high": high, "overlap": overlap}

@@ -148,3 +148,10 @@ def test_the_command_rebuilds_the_report(run, capsys):
     assert "80.0 %" in run.report.read_text()
     assert main([str(run.path / "nowhere")]) == 1
     assert "nowhere holds no run" in capsys.readouterr().err
+
+
+def test_a_paired_change_is_taken_as_it_is_recorded() -> None:
+    before, after = evaluation(0, 10, 40), evaluation(5, 20, 40)
+    after["change"] = {"value": 0.25, "low": 0.2, "high": 0.3, "p_value": 0.01}
+    found = headline([before, after])
+    assert (found["change"], found["change_low"], found["change_high"]) == (0.25, 0.2, 0.3)
