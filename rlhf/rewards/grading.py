@@ -95,6 +95,8 @@ def _same(answer: str, gold: str) -> tuple[bool, str]:
         trees = _readings(number_in_words(answer) or answer, gold_tree)
     except ParseError as error:
         return False, f"the answer is not mathematics that is read here ({error})"
+    if (_in_cents(trees[0][0]) and "\\$" in gold) or (_in_cents(gold_tree) and "\\$" in answer):
+        return False, "cents are not dollars"
     evaluator = Evaluator()
     for answer_tree, gold_reading in trees:
         try:
@@ -131,6 +133,10 @@ def _readings(answer: str, gold: Node) -> list[tuple[Node, Node]]:
         if value is not None:
             trees.append((parse(value), gold))
     return trees
+
+
+def _in_cents(node: Node) -> bool:
+    return isinstance(node, Quantity) and node.unit == "cent"
 
 
 def _value(node: Node) -> Node:

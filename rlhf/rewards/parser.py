@@ -212,7 +212,7 @@ class _AnswerParser(ExpressionParser):
         if not words:
             return node
         unit = unit_of(words)
-        if unit is None or self.tokens[start].kind != "word":
+        if unit is None or self.tokens[start].kind != "word" or node == Variable("A"):  # the article of `a circle`
             raise ParseError(f"{' '.join(words)!r} behind a value")
         scale, unit = scaled(unit)
         if scale != 1:

@@ -84,8 +84,8 @@ class _Comparison:
             return brackets and self.same_in_order(gold.items, answer.items)
         for one, other in ((gold, answer), (answer, gold)):
             if isinstance(one, Tuple) and isinstance(other, ListOf) and (one.opening, one.closing) == ("(", ")"):
-                if other.disjunction or any(map(is_inequality, other.items)):
-                    continue
+                if other.disjunction or any(map(is_inequality, other.items)) or _named_values(other) != other.items:
+                    continue  # values of one unknown are no point
                 return self.same_in_order(gold.items, answer.items)  # a point or list without its parentheses
         if isinstance(gold, Matrix) and isinstance(answer, Matrix):
             return (

@@ -381,6 +381,12 @@ def test_a_gold_answer_that_cannot_be_read_is_ungradable_not_wrong(gold: str) ->
     assert "gold" in verdict.reason
 
 
+@pytest.mark.parametrize("answer", [r"(\ln 0, 2) \cup (3, 4)", r"\frac{0}{0} \approx 5", r"x < \frac{1}{0}"])
+def test_an_answer_without_a_value_is_wrong_and_no_fault_of_the_gold_answer(answer: str) -> None:
+    for gold in ("5", r"(1,2) \cup (3,4)", "x < 1"):
+        assert grade(f"\\boxed{{{answer}}}", gold).outcome == "wrong"
+
+
 def test_an_unreadable_gold_answer_is_still_right_when_repeated() -> None:
     assert grade(r"\boxed{\int_0^1 x\,dx}", r"\int_0^1 x dx").outcome == "right"
 

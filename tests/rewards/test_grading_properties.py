@@ -1,5 +1,7 @@
 """Laws of the grader over generated answers."""
 
+import math
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
 from hypothesis import given, settings
@@ -45,6 +47,45 @@ def test_a_decimal_equals_its_fraction_and_nothing_close(value: object) -> None:
     exact = Fraction(str(value))
     assert outcome(str(value), latex(exact)) == "right"
     assert outcome(str(value), latex(exact + Fraction(1, 10**12))) == "wrong"
+
+
+@given(st.fractions(-(10**4), 10**4, max_denominator=10**4), st.integers(0, 4), st.integers(-3, 3))
+def test_a_rounded_value_beside_the_exact_one_counts_where_it_is_its_rounding(
+    value: Fraction, places: int, units: int
+) -> None:
+    """Against the roundings of the decimal module: to the nearest, a tie either way, or cut off."""
+    written = Decimal(math.floor(value * 10**places) + units).scaleb(-places)
+    exact = Decimal(value.numerator) / Decimal(value.denominator)
+    step = Decimal(1).scaleb(-places)
+    roundings = {exact.quantize(step, rounding=r) for r in (ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP)}
+    answer = f"{latex(value)} \\approx {written:f}"
+    if Fraction(written) != value:
+        assert outcome(answer, f"{written:f}") == ("right" if written in roundings else "wrong")
+    assert outcome(answer, latex(value)) == "right"
+
+
+@given(st.integers(-9, 9).filter(bool), st.integers(-20, 20), st.integers(1, 30), st.booleans())
+@settings(max_examples=60)
+def test_an_absolute_value_bounds_an_interval(slope: int, constant: int, bound: int, closed: bool) -> None:
+    """Against brute force: which quarters between -60 and 60 the interval and the inequality hold."""
+    ends = sorted([Fraction(bound - constant, slope), Fraction(-bound - constant, slope)])
+    opening, closing, relation = ("[", "]", "\\le") if closed else ("(", ")", "<")
+    answer = f"|{slope}x {constant:+}| {relation} {bound}"
+    assert outcome(answer, f"{opening}{latex(ends[0])}, {latex(ends[1])}{closing}") == "right"
+    assert outcome(answer, f"{opening}{latex(ends[0])}, {latex(ends[1] + 1)}{closing}") == "wrong"
+    for quarter in range(-240, 241):
+        inside = abs(slope * Fraction(quarter, 4) + constant) < bound
+        assert inside == (ends[0] < Fraction(quarter, 4) < ends[1])
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+@settings(max_examples=60)
+def test_choices_are_counted(n: int, k: int) -> None:
+    n, k = max(n, k), min(n, k)
+    for answer in (f"C({n},{k})", f"C_{{{n}}}^{{{k}}}", f"{{}}_{{{n}}}C_{{{k}}}", f"\\binom{{{n}}}{{{k}}}"):
+        assert outcome(answer, str(math.comb(n, k))) == "right"
+        assert outcome(answer, str(math.comb(n, k) + 1)) == "wrong"
+    assert outcome(f"P({n},{k})", str(math.perm(n, k))) == "right"
 
 
 @given(coefficients, st.integers(0, 4), st.integers(-20, 20))

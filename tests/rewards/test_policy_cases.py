@@ -1,4 +1,4 @@
-"""The grading policy in 1,600 boxed answers (`policy_cases.txt`) and in the solutions of two data sets.
+"""The grading policy in 1,900 boxed answers (`policy_cases.txt`) and in the solutions of two data sets.
 
 Policy: the last box counts; without one, the last "answer is" / "Answer:" / "####" / <answer>, else the last number;
 text inside <think> does not count; values are exact, without rounding; several alternatives for a one-valued gold
