@@ -120,13 +120,16 @@ def _read_gold(gold: str) -> Node | ParseError | LimitExceeded:
 
 
 def _readings(answer: str, gold: Node) -> list[tuple[Node, Node]]:
-    """The trees of the answer worth comparing: commas as thousands or as a list, without its unit or option."""
+    """The trees of the answer worth comparing: commas as thousands or as a list, `10C3`, without its unit or option."""
     tree = parse(answer)
     trees = [(tree, gold)]
     if isinstance(gold, ListOf) and _PLAIN_GROUPS.search(answer):
         trees.append((parse(answer, grouping=False), gold))
     if is_expression(_value(gold)) and not variables(gold) and variables(tree):
-        without_unit = _UNIT_LETTER.fullmatch(clean(answer))
+        cleaned = clean(answer)
+        without_unit, choices = _UNIT_LETTER.fullmatch(cleaned), _CHOICES.fullmatch(cleaned)
+        if choices:
+            trees.append((parse(f"\\binom{{{choices[1]}}}{{{choices[2]}}}"), gold))
         if without_unit and (without_unit[2] or without_unit[3]) in SINGLE_LETTER_UNITS:
             trees.append((parse(without_unit[1]), gold))
         value = without_option(answer)
@@ -144,6 +147,7 @@ def _value(node: Node) -> Node:
 
 
 _PLAIN_GROUPS = re.compile(r"\d,\d{3}")
+_CHOICES = re.compile(r"(\d{1,4})\s?C\s?(\d{1,4})")
 _UNIT_LETTER = re.compile(r"(.*[\d}])\s*(?:\\mathrm\s?\{\s*([A-Za-z])\s*\}|([A-Za-z]|\\Omega))(?:\^\{?[23]\}?)?")
 _LITERAL = re.compile(r"(-?)\s?\\?\$?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.(\d*))?\s?(?:\\?%)?\$?\.?")
 

@@ -32,7 +32,7 @@ from rlhf.rewards.latex import clean
 from rlhf.rewards.limits import MAX_ANSWER_CHARS, LimitExceeded, ParseError
 from rlhf.rewards.math_tokens import Token, tokenize
 from rlhf.rewards.token_reader import END
-from rlhf.rewards.units import scaled, unit_of
+from rlhf.rewards.units import known_parts, scaled, unit_of
 
 MAX_NAME_TOKENS = 20
 """Longest unreadable name in front of an equals sign."""
@@ -131,7 +131,19 @@ class _AnswerParser(ExpressionParser):
         if self.accept("ldots"):
             return Ellipsis()
         self.accept("approx", "=")
-        return self.with_unit(self.relation(self.set_expression()))
+        node = self.with_unit(self.relation(self.set_expression()))
+        while isinstance(node, Quantity) and known_parts(node.unit) and self.at_relation():
+            node = self.with_unit(self.continued(node.value))
+        return node
+
+    def continued(self, node: Node) -> Node:
+        r"""The chain that goes on behind the first unit of `36\pi cm \approx 113 cm`; `node` is what is before it."""
+        before = node if isinstance(node, Relation) else Relation((node,), ())
+        after = self.relation(before.sides[-1])
+        return Relation(before.sides + after.sides[1:], before.operators + after.operators)
+
+    def at_relation(self) -> bool:
+        return self.token.kind in ("symbol", "command") and self.token.text in _RELATIONS
 
     def after_words(self) -> Node:
         """`the answer is 5`, `area = 5`, or words alone."""
@@ -146,7 +158,7 @@ class _AnswerParser(ExpressionParser):
             self.accept(":", "=")
             return self.item()
         label = " ".join(words).lower()
-        if self.token.kind in ("symbol", "command") and self.token.text in _RELATIONS:
+        if self.at_relation():
             if _denies(words):
                 raise ParseError(f"{label!r} before a value")
             return self.with_unit(self.relation(Words(label)))
@@ -165,7 +177,7 @@ class _AnswerParser(ExpressionParser):
         if self.token == Token("word", "to", self.token.spaced) and self.ahead().kind == "number":
             return self.ratio(first)
         sides, operators = [first], []
-        while self.token.kind in ("symbol", "command") and self.token.text in _RELATIONS:
+        while self.at_relation():
             operators.append(_RELATIONS[self.next().text])
             if operators[-1] in "<>" and self.accept("="):
                 operators[-1] += "="

@@ -92,11 +92,11 @@ _BETWEEN_UNITS = frozenset({"per", "square", "cubic", "sq", "cu", "/", "*", "cdo
 
 def conflicting(unit: str, other: str) -> bool:
     """True if both are made of as many known units and differ: 6 hours are not 6 minutes, 6 km/h not 6 m/s."""
-    one, two = _known_parts(unit), _known_parts(other)
+    one, two = known_parts(unit), known_parts(other)
     return one is not None and two is not None and len(one) == len(two) and one != two
 
 
-def _known_parts(unit: str) -> list[str] | None:
+def known_parts(unit: str) -> list[str] | None:
     """The units that a unit is made of, `square` and exponents left out; None if there is an unknown word."""
     words = _SPEEDS.get(unit) or [word for word in unit.split() if word not in _BETWEEN_UNITS]
     return words if all(word in CANONICAL_UNIT for word in words) else None
