@@ -79,8 +79,11 @@ def _same(answer: str, gold: str) -> tuple[bool, str]:
     if isinstance(gold_tree, (Words, ParseError)):
         if plain_words(answer) == plain_words(gold) or says_yes_or_no(answer, gold):
             return True, "the same words"
-    if len(answer) <= MAX_ANSWER_CHARS and clean(answer) == clean(gold):
-        return True, "the same after normalisation"
+    if len(answer) <= MAX_ANSWER_CHARS:
+        cleaned, cleaned_gold = clean(answer), clean(gold)
+        digits = _LETTERS_AS_DIGITS.fullmatch(cleaned_gold)
+        if cleaned == cleaned_gold or (digits and cleaned == digits[1]):
+            return True, "the same after normalisation"
     if isinstance(gold_tree, Variable) and gold_tree.name.isupper() and names_option(answer, gold_tree.name):
         return True, "the same option"
     if gold_tree == SetOf(()) and means_no_solution(answer):
@@ -147,6 +150,7 @@ def _value(node: Node) -> Node:
 
 
 _PLAIN_GROUPS = re.compile(r"\d,\d{3}")
+_LETTERS_AS_DIGITS = re.compile(r"(?=[A-Z]*\d)([0-9A-Z]+)_\{?(?:1[1-9]|[23]\d)\}?")  # base 11 and above
 _CHOICES = re.compile(r"(\d{1,4})\s?C\s?(\d{1,4})")
 _UNIT_LETTER = re.compile(r"(.*[\d}])\s*(?:\\mathrm\s?\{\s*([A-Za-z])\s*\}|([A-Za-z]|\\Omega))(?:\^\{?[23]\}?)?")
 _LITERAL = re.compile(r"(-?)\s?\\?\$?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.(\d*))?\s?(?:\\?%)?\$?\.?")
