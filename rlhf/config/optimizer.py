@@ -1,14 +1,29 @@
 """The optimizer (discriminated by `type`) and the learning-rate schedule."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf.config.section import Section
 
+Preset = Literal["rl", "sft", "pretrain"]
+
+
+class _Presets(Section):
+    """A section whose `preset` sets the fields that are not given."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**cls.PRESETS.get(str(values.get("preset", "rl")), {}), **values}
+
 
 class AdamWConfig(Section):
-    """AdamW with decoupled weight decay (arXiv 1711.05101)."""
+    """AdamW with decoupled weight decay (arXiv 1711.05101), torch's fused kernel."""
 
     type: Literal["adamw"] = "adamw"
     lr: float = Field(1e-6, gt=0)
@@ -21,8 +36,148 @@ class AdamWConfig(Section):
     """Decoupled weight decay; norms and biases are not decayed."""
 
 
-OptimizerConfig = Annotated[AdamWConfig, Field(discriminator=None)]
-"""One type today; becomes a union discriminated by `type` as optimizers are added."""
+class AdamW8bitConfig(Section):
+    """AdamW with 8-bit moments, from torchao or bitsandbytes (install one of them)."""
+
+    type: Literal["adamw_8bit"] = "adamw_8bit"
+    library: Literal["auto", "torchao", "bitsandbytes"] = "auto"
+    """`auto`: torchao where it is installed, else bitsandbytes."""
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the moments."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; norms and biases are not decayed."""
+
+
+class _StoredConfig(_Presets):
+    """How the optimizers of this project keep state and weights, and how they compute."""
+
+    state_dtype: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """Precision of the moments; bfloat16 is rounded stochastically, 8bit has a scale for each 256 values."""
+    param_precision: Literal["native", "sr", "split16", "split8"] = "native"
+    """`native`: float32 master copies of bfloat16 weights. Without copies: `sr` (stochastic rounding), `split16` (as exact
+    as a copy, in 2 bytes), `split8`."""
+    impl: Literal["auto", "foreach", "compiled", "loop"] = "auto"
+    """Kernels; `auto` compiles large models where a compiler is found."""
+
+
+class AdaBeliefConfig(_StoredConfig):
+    """AdaBelief (arXiv 2010.07468); docs/optimizers.md."""
+
+    PRESETS = {
+        "rl": {"eps": 1e-19, "max_update_rms": 1.0},
+        "sft": {"eps": 1e-16, "max_update_rms": None},
+        "pretrain": {"eps": 1e-16, "rectify": True, "weight_decay": 1e-4, "lr": 5e-4, "max_update_rms": None},
+    }
+    type: Literal["adabelief"] = "adabelief"
+    preset: Preset = "rl"
+    """Named settings; any field below overrides its preset."""
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate; AdamW's carries over."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the moments."""
+    eps: float = Field(1e-19, gt=0)
+    """Added to the stored second moment at every step: like an AdamW eps of sqrt(eps / (1 - beta2))."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; norms and biases are not decayed."""
+    rectify: bool = False
+    """RAdam's warm-up; its first five steps are plain momentum."""
+    amsgrad: bool = False
+    """Keep the largest second moment."""
+    max_update_rms: float | None = Field(1.0, gt=0)
+    """Bound on the RMS of a tensor's step over lr."""
+
+
+class FrugalConfig(_StoredConfig):
+    """FRUGAL (arXiv 2411.07837): moments for a changing part of the weights, signs for the rest; docs/optimizers.md."""
+
+    PRESETS = {
+        "rl": {"state_free_lr_scale": 0.25, "update_gap": 50, "state_dtype": "bfloat16"},
+        "sft": {"state_free_lr_scale": 0.1, "update_gap": 500, "selector": "columns"},
+        "pretrain": {"state_free_lr_scale": 1.0, "update_gap": 200, "selector": "block", "lr": 1e-3},
+    }
+    type: Literal["frugal"] = "frugal"
+    preset: Preset = "rl"
+    """Named settings; any field below overrides its preset."""
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate; AdamW's carries over."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the moments."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; norms and biases are not decayed."""
+    density: float = Field(0.25, ge=0, le=1)
+    """Share of the hidden matrices' elements that have moments (rho)."""
+    update_gap: int = Field(50, ge=1)
+    """Optimizer steps between two choices of that share (T). A run of n steps passes over all weights when T <= n *
+    density."""
+    selector: Literal["auto", "block_budget", "block", "chunk", "columns", "rows", "randk", "svd", "random"] = "auto"
+    """How the share is chosen: whole tensors, a stretch of each, columns, rows, entries, or a subspace."""
+    order: Literal["ascending", "descending", "mirror", "random"] = "descending"
+    """Order in which whole tensors are chosen."""
+    state_full_rule: Literal["adamw", "adabelief", "lion"] = "adamw"
+    """Rule of the share with moments, and of embeddings, head, norms and biases."""
+    state_free_rule: Literal["sign", "sgd", "none"] = "sign"
+    """Rule of the rest."""
+    state_free_lr_scale: float = Field(0.25, ge=0)
+    """Learning rate of the rest over lr: 0.25 makes its steps as large as AdamW's on pure noise."""
+    state_mode: Literal["reset", "project", "keep"] = "reset"
+    """Moments at a new choice."""
+
+
+class AuONConfig(_StoredConfig):
+    """AuON (arXiv 2509.24320): momentum normalised by each matrix's norm; AdamW for the rest; docs/optimizers.md."""
+
+    PRESETS = {
+        "rl": {"adjust_lr": "match_rms_adamw", "eps_norm": 1e-12},
+        "sft": {"adjust_lr": "match_rms_adamw"},
+        "pretrain": {"adjust_lr": "paper", "lr": 0.055, "adamw_lr": 3e-3, "weight_decay": 0.01},
+    }
+    type: Literal["auon"] = "auon"
+    preset: Preset = "rl"
+    """Named settings; any field below overrides its preset."""
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate of the matrices; with `match_rms_adamw` AdamW's carries over."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay rate of the momentum."""
+    mode: Literal["paper", "repository"] = "paper"
+    """The published form, or that of its repository, which does not normalise."""
+    ns_steps: int = Field(0, ge=0)
+    """Newton-Schulz steps on the normalised momentum; 1 is Hybrid-AuON."""
+    adjust_lr: Literal["paper", "match_rms_adamw", "none"] = "match_rms_adamw"
+    """Scale of a matrix's step by its shape."""
+    eps_norm: float = Field(1e-12, gt=0)
+    """Added to a matrix's norm."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; norms and biases are not decayed."""
+    adamw_lr: float | None = Field(None, gt=0)
+    """Learning rate of embeddings, head, norms and biases; none given: `lr`."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments for the rest."""
+
+
+class MuonConfig(Section):
+    """Muon from torch: orthogonalised momentum for hidden matrices, AdamW for the rest."""
+
+    type: Literal["muon"] = "muon"
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate; steps are scaled to AdamW's size."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay rate of the momentum."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; norms and biases are not decayed."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments for the rest."""
+
+
+OptimizerConfig = Annotated[
+    AdamWConfig | AdamW8bitConfig | AdaBeliefConfig | FrugalConfig | AuONConfig | MuonConfig,
+    Field(discriminator="type"),
+]
 
 
 class ScheduleConfig(Section):

@@ -18,7 +18,7 @@ from rlhf.training.collectives import sum_gradients, sum_numbers
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.master_weights import MasterWeights
 from rlhf.training.metrics import MetricAverager
-from rlhf.training.optimizers import build_optimizer
+from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.schedule import learning_rate_factor
 
 Objective = Callable[[Tensor, Tensor, slice], Tensor]
@@ -57,10 +57,10 @@ class Learner:
         )
         self.device = accelerator.device
         named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-        self.weights = MasterWeights(named)
-        self.optimizer = build_optimizer(
-            config.optimizer, dict(zip(self.weights.names, self.weights.masters, strict=True))
-        )
+        self.weights = MasterWeights(named, copies=keeps_master_copies(config.optimizer))
+        masters = dict(zip(self.weights.names, self.weights.masters, strict=True))
+        self.optimizer = build_optimizer(config.optimizer, policy, masters, derive_seed(config.run.seed, "optimizer"))
+        self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.updates = 0
         passes = config.batch.minibatches * config.batch.epochs
         self.reuses_batch = passes > 1
@@ -131,8 +131,8 @@ class Learner:
             return
         self.guard.reset()
         averager.add_sum("guards/skipped_updates", 0.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.lr * factor
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * factor
         self.optimizer.step()
         self.weights.publish()
         self.weights.zero_gradients()

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 
 class MasterWeights:
-    """Pairs each trainable parameter with a float32 master; where the parameter is float32 it is its own master."""
+    """Pairs each trainable parameter with a float32 master; where the parameter is float32 it is its own master.
 
-    def __init__(self, named_parameters: dict[str, nn.Parameter]) -> None:
+    With `copies` False every parameter is its own master: an optimizer that rounds stochastically, or keeps a weight's
+    lost bits, needs no copies. Gradients of several micro-batches are then summed in the parameter's precision.
+    """
+
+    def __init__(self, named_parameters: dict[str, nn.Parameter], copies: bool = True) -> None:
         self.names = list(named_parameters)
         self.parameters = list(named_parameters.values())
         self.masters = [
-            parameter if parameter.dtype in (torch.float32, torch.float64) else nn.Parameter(parameter.detach().float())
+            nn.Parameter(parameter.detach().float()) if copies and parameter.dtype.itemsize < 4 else parameter
             for parameter in self.parameters
         ]
 

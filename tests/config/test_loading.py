@@ -220,7 +220,7 @@ def test_any_text_and_number_survives_a_round_trip(tmp_path_factory, text, lr, t
         {
             "model": {"path": text, "revision": text},
             "data": {"type": "arithmetic", "system_prompt": text},
-            "optimizer": {"lr": lr},
+            "optimizer": {"type": "adamw", "lr": lr},
             "tracking": {"trackers": trackers, "project": text},
         }
     )

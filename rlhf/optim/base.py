@@ -1,0 +1,238 @@
+"""What the optimizers of this package share: one pass over the gradients, gates, state that survives saving."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from rlhf.optim.buffers import allocate_state, parameter_buffer, state_buffer
+from rlhf.optim.elementwise import Job, resolve, run
+from rlhf.optim.hashing import mix, random_bits_range, tensor_key
+from rlhf.optim.layout import Pieces, local_flat, pieces_of
+from rlhf.optim.rules import Rule
+
+SHARED_DEFAULTS = {
+    "role": "full", "impl": "auto", "state_dtype": "float32", "param_precision": "native", "seed": 0,
+    "skip_nonfinite": True, "maximize": False,
+}  # fmt: skip
+"""Group keys that all optimizers have.
+
+`role`: "full" (elementwise rule), "split" (FRUGAL) or "matrix" (AuON); see rlhf.optim.parameter_groups.
+`impl`: "auto", "foreach", "compiled", "loop". `state_dtype`: "float32", "bfloat16" (stochastic rounding), "8bit".
+`param_precision`: "native", or for bfloat16 parameters "sr" (stochastic rounding), "split16", "split8" (their lost bits
+beside them). `seed`: rounding and selection are functions of it. `skip_nonfinite`: a step with a NaN or an infinity in
+any gradient changes nothing.
+"""
+CHOICES = {
+    "role": ("full", "split", "matrix"),
+    "impl": ("auto", "foreach", "compiled", "loop"),
+    "state_dtype": ("float32", "bfloat16", "8bit"),
+    "param_precision": ("native", "sr", "split16", "split8"),
+}
+
+
+@dataclass(slots=True)
+class Slot:
+    """A parameter that is updated now: its local elements, their gradient and where they belong."""
+
+    parameter: Tensor
+    values: Tensor
+    grad: Tensor
+    name: str
+    layout: Pieces
+    state: dict[str, Any]
+
+    @property
+    def key(self) -> int:
+        return tensor_key(self.name)
+
+
+class FlatOptimizer(Optimizer):
+    """Base class. A subclass updates one group's slots in `update_group`."""
+
+    def __init__(self, params: Iterable, defaults: Mapping[str, Any]) -> None:
+        super().__init__(params, {**SHARED_DEFAULTS, **defaults})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self.check_group(self.param_groups[-1])
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Raises ValueError naming the key, its value and what it may be."""
+        if group["lr"] < 0:
+            raise ValueError(f"lr is {group['lr']}: it must be 0 or more")
+        if group["weight_decay"] < 0:
+            raise ValueError(f"weight_decay is {group['weight_decay']}: it must be 0 or more")
+        for beta in group["betas"]:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas are {group['betas']}: each must be in [0, 1)")
+        for name, choices in CHOICES.items():
+            if group[name] not in choices:
+                raise ValueError(f"{name} is {group[name]!r}: choose one of {', '.join(choices)}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One optimizer step over the groups there are now: DeepSpeed calls it once for each of them."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [(group, self._slots(group)) for group in self.param_groups]
+        work = [(group, slots) for group, slots in work if slots]
+        if not work or self._is_materialising(work):
+            return loss
+        sums = self._gradient_sums(work)
+        if sums is not None and not all(map(_is_finite, sums)):
+            return loss
+        for index, (group, slots) in enumerate(work):
+            self.update_group(group, slots, None if sums is None else sums[index])
+        return loss
+
+    def update_group(self, group: dict[str, Any], slots: list[Slot], gradient_rms: float | None) -> None:
+        """Update the slots of one group; `gradient_rms` is over the whole group, None where no gate asks for it."""
+        raise NotImplementedError
+
+    def allocate(self, group: Mapping[str, Any], slot: Slot) -> None:
+        """Make the state that a step of `slot` needs, at step 0."""
+        raise NotImplementedError
+
+    def needs_gradient_rms(self, group: Mapping[str, Any]) -> bool:
+        """Whether a gate looks at the size of the group's gradient."""
+        return group["skip_nonfinite"]
+
+    def update_full(self, group: dict[str, Any], slots: list[Slot], rule: Rule, lr: float) -> None:
+        """The elementwise rule on every element of the slots."""
+        by_step: dict[float, list[Job]] = {}
+        for slot in slots:
+            self.allocate_full(group, slot, rule)
+            slot.state["step"] += 1
+            job = full_job(group, slot, rule)
+            by_step.setdefault(float(slot.state["step"]), []).append(job)
+        for step, jobs in by_step.items():
+            elements = sum(job.numel for job in jobs)
+            run(rule, jobs, rule.numbers(group, lr, step), resolve(group["impl"], elements, jobs[0].grad.device))
+
+    def allocate_full(self, group: Mapping[str, Any], slot: Slot, rule: Rule) -> None:
+        """The rule's moments for every element, shaped (and sharded) like the parameter."""
+        if "step" not in slot.state:
+            slot.state["step"] = torch.tensor(0.0)
+        for moment in rule.moments(group):
+            if moment.name not in slot.state:
+                allocate_state(
+                    slot.state, moment.name, slot.values.numel(), group["state_dtype"], compute_dtype(slot.values),
+                    slot.values.device,
+                )  # fmt: skip
+                if slot.state[moment.name].dtype != torch.uint8:
+                    slot.state[moment.name] = shaped_like(slot.state[moment.name], slot.parameter)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a saved state with its exact dtypes: torch's own method casts state to the parameter's dtype."""
+        super().load_state_dict(state_dict)
+        saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(saved_ids, parameters, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, Tensor):
+                    # scalars are counters, kept on the CPU
+                    moved = value.detach().clone()
+                    self.state[parameter][name] = moved if moved.ndim == 0 else moved.to(parameter.device)
+
+    def _slots(self, group: dict[str, Any]) -> list[Slot]:
+        names = group.get("param_names") or [f"parameter.{index}" for index in range(len(group["params"]))]
+        slots = []
+        for index, parameter in enumerate(group["params"]):
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse:
+                raise ValueError(f"{type(self).__name__} takes dense gradients, and that of {names[index]} is sparse")
+            # a flat partition replaces the parameters of its group: it has one name, whatever theirs were
+            name = names[index] if len(names) == len(group["params"]) else f"partition.{index}"
+            grad = local_flat(parameter.grad.contiguous())
+            grad = -grad if group["maximize"] else grad
+            layout = pieces_of(parameter, name)
+            slots.append(Slot(parameter, local_flat(parameter), grad, name, layout, self.state[parameter]))
+        return slots
+
+    def _is_materialising(self, work: list[tuple[dict[str, Any], list[Slot]]]) -> bool:
+        """torch's distributed checkpoint makes state by a step of learning rate 0 with zero gradients: state is
+        allocated, and no counter moves."""
+        if any(float(group["lr"]) != 0 for group, _ in work):
+            return False
+        if any(slot.state for _, slots in work for slot in slots) or any(s.grad.any() for _, ss in work for s in ss):
+            return False
+        for group, slots in work:
+            for slot in slots:
+                self.allocate(group, slot)
+        return True
+
+    def _gradient_sums(self, work: list[tuple[dict[str, Any], list[Slot]]]) -> list[float] | None:
+        """The RMS of each group's gradient over all ranks that hold parts of it, or None where no gate needs it."""
+        if not any(self.needs_gradient_rms(group) for group, _ in work):
+            return None
+        sums = []
+        for _, slots in work:
+            norms = torch.stack(torch._foreach_norm([slot.grad for slot in slots])).double()
+            count = sum(slot.grad.numel() for slot in slots)
+            sums += [norms.square().sum(), torch.tensor(float(count), dtype=torch.float64, device=norms.device)]
+        vector = torch.stack(sums)
+        for _, slots in work:
+            if slots[0].layout.reduce is not None:
+                vector = slots[0].layout.reduce(vector)
+                break
+        values = vector.tolist()
+        return [(total / max(count, 1)) ** 0.5 for total, count in zip(values[::2], values[1::2], strict=True)]
+
+
+def full_job(group: Mapping[str, Any], slot: Slot, rule: Rule) -> Job:
+    """Every local element of a slot."""
+    numel = slot.values.numel()
+    moments = [
+        state_buffer(slot.state, moment.name, group["state_dtype"], moment.signed) for moment in rule.moments(group)
+    ]
+    param = parameter_buffer(slot.values, slot.state, group["param_precision"])
+    return Job(param, 0, slot.grad, moments, 0, numel, noise_of(group, slot, int(slot.state["step"])))
+
+
+def noise_of(group: Mapping[str, Any], slot: Slot, step: int) -> Callable[[str, int, int], Tensor]:
+    """Random bits by field and local range: a function of seed, step, tensor and the element's place in the whole
+    tensor."""
+
+    def noise(field: str, offset: int, numel: int) -> Tensor:
+        device = slot.values.device
+        # padding between the tensors of a flat partition keeps zeros: nothing reads it
+        bits = torch.zeros(numel, dtype=torch.int32, device=device)
+        for piece in slot.layout.pieces:
+            first, last = max(offset, piece.offset), min(offset + numel, piece.offset + piece.numel)
+            if first < last:
+                key = mix(piece.key, tensor_key(field))
+                start = piece.start + first - piece.offset
+                bits[first - offset : last - offset] = random_bits_range(
+                    group["seed"], step, key, start, last - first, device
+                )
+        return bits
+
+    return noise
+
+
+def compute_dtype(values: Tensor) -> torch.dtype:
+    """Arithmetic is in float32, in float64 where the parameter is."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def shaped_like(flat: Tensor, parameter: Tensor) -> Tensor:
+    """`flat` with the parameter's shape, and as a DTensor where the parameter is one."""
+    if not isinstance(parameter, DTensor):
+        return flat.view(parameter.shape)
+    local = flat.view(parameter.to_local().shape)
+    return DTensor.from_local(
+        local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride(),
+        run_check=False,
+    )  # fmt: skip
+
+
+def _is_finite(value: float) -> bool:
+    return value == value and value not in (float("inf"), float("-inf"))

@@ -1,0 +1,87 @@
+"""Which elements of each tensor are state-full in which epoch, as selections of the pieces on this rank, kept until it
+ends."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.optim import schedules
+from rlhf.optim.base import Slot
+from rlhf.optim.buffers import BLOCK
+from rlhf.optim.hashing import mix
+from rlhf.optim.layout import Piece
+from rlhf.optim.selection import Columns, Entries, Everything, Nothing, Rows, Selection, Slices
+
+WHOLE_TENSORS = ("block", "block_budget")
+SELECTORS = (*WHOLE_TENSORS, "chunk", "columns", "rows", "randk")
+
+
+def state_full_names(group: Mapping[str, Any], tensors: Sequence[tuple[str, tuple[int, ...]]], epoch: int) -> set[str]:
+    """Names of the tensors that are state-full as a whole; `tensors` are all of the group, on any rank."""
+    density, order, seed = density_of(group, epoch), group["order"], group["seed"]
+    if group["selector"] == "block":
+        rounding = "round" if group["rounding"] == "upstream" else "nearest"
+        chosen = schedules.choose_tensors(len(tensors), density, order, seed, epoch, 0, rounding)
+    else:
+        sizes = [torch.Size(shape).numel() for _, shape in tensors]
+        chosen = schedules.choose_tensors_by_elements(sizes, density, order, seed, epoch, 0)
+    return {tensors[index][0] for index in chosen}
+
+
+def density_of(group: Mapping[str, Any], epoch: int) -> float:
+    """The density of an epoch; it falls linearly to `density_end` over `density_epochs` where these are given."""
+    if group["density_end"] is None:
+        return group["density"]
+    return schedules.density_at(epoch, group["density"], group["density_end"], group["density_epochs"])
+
+
+def select(
+    group: Mapping[str, Any], piece: Piece, epoch: int, chosen_names: set[str], device: torch.device,
+    lines: Tensor | None = None,
+) -> Selection:  # fmt: skip
+    """The state-full elements of one piece. `lines`: columns or rows that were chosen before (a resumed run)."""
+    density = density_of(group, epoch)
+    selector, seed = group["selector"], group["seed"]
+    if density >= 1:
+        return Everything(piece.start, piece.numel)
+    if density == 0:
+        return Nothing(piece.start, piece.numel)
+    if selector in WHOLE_TENSORS:
+        return (Everything if piece.name in chosen_names else Nothing)(piece.start, piece.numel)
+    if selector == "chunk":
+        # pieces of one tensor on several ranks begin at places of their own
+        key = mix(piece.key, piece.start)
+        first, length = schedules.choose_chunk(piece.numel, density, seed, epoch, key) if piece.numel else (0, 0)
+        return Slices.wrapping(piece.start, piece.numel, first, length)
+    rounding = "floor" if group["rounding"] == "upstream" else "nearest"
+    height, width = piece.shape[0], torch.Size(piece.shape[1:]).numel()
+    if selector == "randk":
+        mask = schedules.choose_entries(height * width, density, seed, epoch, piece.key, rounding)
+        return Entries.from_mask(piece.start, mask[piece.start : piece.start + piece.numel].to(device))
+    if selector == "rows":
+        lines = schedules.choose_rows(height, density, seed, epoch, piece.key, rounding) if lines is None else lines
+        return Rows(piece.start, piece.numel, width, lines.to(device))
+    lines = schedules.choose_columns(width, density, seed, epoch, piece.key, rounding) if lines is None else lines
+    return Columns(piece.start, piece.numel, width, lines.to(device))
+
+
+def compact_offsets(selections: Sequence[Selection]) -> list[int]:
+    """Where each selection's elements begin in the slot's moments, and the end of the last: multiples of the block that
+    8-bit state is scaled by."""
+    offsets = [0]
+    for selection in selections:
+        offsets.append(offsets[-1] + -(-selection.size // BLOCK) * BLOCK)
+    if len(selections) == 1:
+        offsets[-1] = selections[0].size
+    return offsets
+
+
+def group_tensors(group: Mapping[str, Any], slots: Sequence[Slot]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all tensors of the group, whether or not they have a gradient or a piece here."""
+    known = slots[0].layout.tensors
+    if known is not None:
+        return list(known)
+    names = group.get("param_names") or [f"parameter.{index}" for index in range(len(group["params"]))]
+    return [(name, tuple(parameter.shape)) for name, parameter in zip(names, group["params"], strict=True)]

@@ -1,0 +1,150 @@
+"""Runs elementwise rules over many tensors with bounded scratch: in buckets of lists (foreach), compiled, or one at a
+time."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlhf.optim.buffers import Buffer
+from rlhf.optim.rules import Numbers, Rule
+
+Implementation = Literal["auto", "foreach", "compiled", "loop"]
+
+BUCKET_CPU, BUCKET_GPU = 1 << 18, 1 << 24
+"""Elements updated together. On a CPU a bucket's operands stay in the cache between operations; on a GPU 64 MiB of
+scratch."""
+WORTH_COMPILING = 20_000_000
+"""Compiling takes seconds to a minute: `auto` compiles from this many elements on."""
+
+
+@dataclass(slots=True)
+class Job:
+    """`numel` elements of a parameter (from `param_start`), their gradient, and their moments (from `moment_start`).
+
+    `noise(field, offset, numel)` gives random bits for elements `offset` to `offset + numel` of the job.
+    """
+
+    param: Buffer
+    param_start: int
+    grad: Tensor
+    moments: Sequence[Buffer]
+    moment_start: int
+    numel: int
+    noise: Callable[[str, int, int], Tensor]
+
+
+def run(rule: Rule, jobs: Sequence[Job], numbers: Numbers, implementation: Implementation) -> None:
+    """Update all elements of `jobs` by `rule`."""
+    if not jobs:
+        return
+    is_cpu = jobs[0].grad.device.type == "cpu"
+    limit = BUCKET_CPU if is_cpu else BUCKET_GPU
+    if implementation == "compiled" and not _differ(numbers):
+        for job in jobs:
+            param, grad, moments = _read(job, 0, job.numel)
+            _compiled(rule, numbers, param, grad, moments)
+            _write(job, 0, job.numel, param, moments)
+        return
+    # elements with numbers of their own are updated a job at a time: a bucket could cut between them
+    is_single = implementation == "loop" or _differ(numbers)
+    apply = _apply_singly if is_single else _apply_together
+    buckets = ([(job, 0, job.numel)] for job in jobs) if is_single else _buckets(jobs, limit)
+    for bucket in buckets:
+        read = [_read(*entry) for entry in bucket]
+        apply(rule, read, numbers)
+        for (job, start, stop), (param, _, moments) in zip(bucket, read, strict=True):
+            _write(job, start, stop, param, moments)
+
+
+def resolve(implementation: Implementation, elements: int, device: torch.device) -> Implementation:
+    """What `auto` stands for."""
+    if implementation != "auto":
+        return implementation
+    return "compiled" if elements >= WORTH_COMPILING and can_compile(device.type) else "foreach"
+
+
+@functools.cache
+def can_compile(device_type: str) -> bool:
+    """Whether torch.compile has what it needs here: Triton on a GPU, a C++ compiler on a CPU."""
+    if device_type == "cuda":
+        return torch.utils._triton.has_triton()
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        return False
+    return True
+
+
+def _differ(numbers: Numbers) -> bool:
+    """Whether elements have numbers of their own, which lists of tensors cannot take."""
+    return any(isinstance(value, Tensor) for value in numbers.values())
+
+
+def _buckets(jobs: Sequence[Job], limit: int) -> Iterator[list[tuple[Job, int, int]]]:
+    """Ranges of jobs, at most `limit` elements together; ranges begin at multiples of `limit`."""
+    bucket: list[tuple[Job, int, int]] = []
+    size = 0
+    for job in jobs:
+        for start in range(0, job.numel, limit):
+            stop = min(start + limit, job.numel)
+            if size + stop - start > limit and bucket:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append((job, start, stop))
+            size += stop - start
+    if bucket:
+        yield bucket
+
+
+def _read(job: Job, start: int, stop: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    param = job.param.read(job.param_start + start, job.param_start + stop)
+    moments = [m.read(job.moment_start + start, job.moment_start + stop) for m in job.moments]
+    return param, job.grad[start:stop].to(param.dtype), moments
+
+
+def _write(job: Job, start: int, stop: int, param: Tensor, moments: Sequence[Tensor]) -> None:
+    def bits(field: str) -> Callable[[], Tensor]:
+        return lambda: job.noise(field, start, stop - start)
+
+    job.param.write(job.param_start + start, job.param_start + stop, param, bits("param"))
+    for index, (buffer, value) in enumerate(zip(job.moments, moments, strict=True)):
+        buffer.write(job.moment_start + start, job.moment_start + stop, value, bits(f"moment{index}"))
+
+
+def _apply_together(rule: Rule, read: Sequence[tuple[Tensor, Tensor, list[Tensor]]], numbers: Numbers) -> None:
+    params, grads, moments = zip(*read, strict=True)
+    rule.foreach(list(params), list(grads), [list(each) for each in zip(*moments, strict=True)], numbers)
+
+
+def _apply_singly(rule: Rule, read: Sequence[tuple[Tensor, Tensor, list[Tensor]]], numbers: Numbers) -> None:
+    for param, grad, moments in read:
+        new_param, *new_moments = rule.update(param, grad, moments, numbers)
+        param.copy_(new_param)
+        for moment, new in zip(moments, new_moments, strict=True):
+            moment.copy_(new)
+
+
+def _compiled(rule: Rule, numbers: Numbers, param: Tensor, grad: Tensor, moments: Sequence[Tensor]) -> None:
+    # numbers that change with the step are tensors, or every step would be compiled anew
+    values = {name: value for name, value in numbers.items() if not isinstance(value, str)}
+    kinds = tuple((name, value) for name, value in numbers.items() if isinstance(value, str))
+    tensors = [torch.tensor(value, dtype=param.dtype) for value in values.values()]
+    _compile(rule, tuple(values), kinds, len(moments))(param, grad, *moments, *tensors)
+
+
+@functools.cache
+def _compile(rule: Rule, names: tuple[str, ...], kinds: tuple[tuple[str, str], ...], moments: int) -> Callable:
+    def update(param: Tensor, grad: Tensor, *rest: Tensor) -> None:
+        numbers = dict(zip(names, rest[moments:], strict=True)) | dict(kinds)
+        new_param, *new_moments = rule.update(param, grad, rest[:moments], numbers)
+        param.copy_(new_param)
+        for moment, new in zip(rest[:moments], new_moments, strict=True):
+            moment.copy_(new)
+
+    return torch.compile(update, fullgraph=True, dynamic=True)

@@ -1,0 +1,88 @@
+"""FRUGAL's work on one buffer: the elements that have moments, the elements that have none."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rlhf.optim.base import Slot
+from rlhf.optim.buffers import Plain, parameter_buffer, state_buffer
+from rlhf.optim.coordinate_split import compact_offsets
+from rlhf.optim.elementwise import Job
+from rlhf.optim.hashing import mix, random_bits, random_bits_range, tensor_key
+from rlhf.optim.rules import Rule
+from rlhf.optim.selection import Selection, Slices
+
+
+class SplitJobs:
+    """The work on one slot: state-full jobs, state-free jobs, and what to do after both."""
+
+    def __init__(self) -> None:
+        self.state_full: list[Job] = []
+        self.state_free: list[Job] = []
+        self.endings: list[Callable[[], None]] = []
+
+
+def split_jobs(group: Mapping[str, Any], slot: Slot, rule: Rule, selections: Sequence[Selection]) -> SplitJobs:
+    """Jobs on views where the selection has views; else on copies that are written back after the state-free rule has
+    passed over the whole piece."""
+    jobs = SplitJobs()
+    offsets = compact_offsets(selections)
+    moments = []
+    if offsets[-1]:
+        moments = [state_buffer(slot.state, m.name, group["state_dtype"], m.signed) for m in rule.moments(group)]
+    param = parameter_buffer(slot.values, slot.state, group["param_precision"])
+    step = int(slot.state["updates"])
+    for piece, selection, compact in zip(slot.layout.pieces, selections, offsets, strict=False):
+
+        def noise(field: str, first: int, numel: int, piece=piece) -> Tensor:
+            key = mix(piece.key, tensor_key(field))
+            return random_bits_range(group["seed"], step, key, piece.start + first, numel, slot.values.device)
+
+        def shifted(noise: Any, by: int) -> Any:
+            return lambda field, offset, numel: noise(field, by + offset, numel)
+
+        if isinstance(selection, Slices):
+            at = compact
+            for first, stop in selection.ranges:
+                local = piece.offset + first
+                grad = slot.grad[local : local + stop - first]
+                jobs.state_full.append(Job(param, local, grad, moments, at, stop - first, shifted(noise, first)))
+                at += stop - first
+            for first, stop in selection.other_ranges:
+                local = piece.offset + first
+                grad = slot.grad[local : local + stop - first]
+                jobs.state_free.append(Job(param, local, grad, (), 0, stop - first, shifted(noise, first)))
+            continue
+        start, stop = piece.offset, piece.offset + piece.numel
+        whole, grad = param.read(start, stop), slot.grad[start:stop]
+        chosen = selection.gather(whole)
+
+        def chosen_noise(field: str, offset: int, numel: int, piece=piece, selection=selection) -> Tensor:
+            index = selection.global_index(slot.values.device)[offset : offset + numel]
+            return random_bits(group["seed"], step, mix(piece.key, tensor_key(field)), index)
+
+        def finish(whole=whole, chosen=chosen, selection=selection, start=start, stop=stop, noise=noise) -> None:
+            selection.scatter_(whole, chosen)
+            param.write(start, stop, whole, lambda: noise("param", 0, stop - start))
+
+        if selection.size:
+            grad_chosen = selection.gather(grad).to(chosen.dtype)
+            jobs.state_full.append(
+                Job(Plain(chosen), 0, grad_chosen, moments, compact, selection.size, chosen_noise)
+            )
+        jobs.state_free.append(Job(Plain(whole), 0, grad, (), 0, piece.numel, noise))
+        jobs.endings.append(finish)
+    return jobs
+
+
+def steps_of(slot: Slot, selections: Sequence[Selection]) -> list[Any]:
+    """The step count of each state-full job: one for the slot, or one for each column."""
+    counts: list[Any] = []
+    for selection in selections:
+        if isinstance(selection, Slices):
+            counts += [float(slot.state["step"])] * len(selection.ranges)
+        elif selection.size:
+            has_own = "column_step" in slot.state
+            counts.append(selection.spread(slot.state["column_step"]) if has_own else float(slot.state["step"]))
+    return counts

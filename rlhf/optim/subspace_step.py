@@ -1,0 +1,108 @@
+"""FRUGAL's step with a subspace as the state-full part: singular vectors of the gradient, or random directions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.optim import subspace
+from rlhf.optim.base import Slot, compute_dtype, noise_of
+from rlhf.optim.buffers import allocate_state, parameter_buffer, state_buffer
+from rlhf.optim.hashing import generator
+from rlhf.optim.rules import Rule
+from rlhf.optim.schedules import count_of
+
+SUBSPACES = ("svd", "random")
+
+
+def subspace_step(
+    group: Mapping[str, Any], slot: Slot, rule: Rule, free: Rule, epoch: int, lr: float, free_lr: float, decay: float
+) -> None:
+    """One step of one matrix. `lr` and `free_lr` are those of the two parts; `free` takes the residual.
+
+    Raises ValueError for a piece that is not whole rows of a matrix.
+    """
+    state, (piece,) = slot.state, slot.layout.pieces
+    rows, columns = piece.shape
+    if piece.start % columns or piece.numel % columns:
+        raise ValueError(
+            f"selector {group['selector']} needs whole rows, and this rank's piece of {piece.name} cuts one (a ZeRO "
+            "partition): use chunk or columns"
+        )
+    reduce = None if piece.is_whole else slot.layout.reduce
+    side = "right" if reduce is not None else subspace.choose_side(rows, columns)
+    param = parameter_buffer(slot.values, state, group["param_precision"])
+    value_MN = param.read(0, piece.numel).view(-1, columns)
+    grad_MN = slot.grad.view(-1, columns).to(value_MN.dtype)
+    if int(state["epoch"]) != epoch:
+        _choose(group, slot, rule, grad_MN, side, epoch)
+    noise = noise_of(group, slot, int(state["updates"]))
+    if "basis" in state:
+        basis_RD = state["basis"]
+        low = subspace.project(grad_MN, basis_RD, side)
+        rest_MN = subspace.residual(grad_MN, low, basis_RD, side, _largest(grad_MN, slot, reduce))
+        state["step"] += 1
+        step = _update(group, slot, rule, low, lr, noise)
+        value_MN.mul_(decay).add_(subspace.project_back(step, basis_RD, side).to(value_MN.dtype))
+        decay = 1.0
+    else:
+        # a gradient that is zero has no directions: nothing to keep moments of yet
+        rest_MN = grad_MN
+    numbers = dict(free.numbers(group, free_lr, 1)) | {"decay": decay, "threshold": 0.0}
+    free.foreach([value_MN], [rest_MN.to(value_MN.dtype)], [], numbers)
+    param.write(0, piece.numel, value_MN.view(-1), lambda: noise("param", 0, piece.numel))
+
+
+def _choose(group: Mapping[str, Any], slot: Slot, rule: Rule, grad_MN: Tensor, side: str, epoch: int) -> None:
+    """A basis for the epoch, and the moments in it."""
+    state, piece = slot.state, slot.layout.pieces[0]
+    rows, columns = piece.shape
+    rounding = "round" if group["rounding"] == "upstream" else "nearest"
+    rank = count_of(min(rows, columns), group["density"], rounding)
+    if group["selector"] == "svd":
+        reduce = None if piece.is_whole else slot.layout.reduce
+        basis_RD = subspace.svd_basis(grad_MN, rank, side, reduce)
+    else:
+        directions = columns if side == "right" else rows
+        basis_RD = subspace.random_basis(directions, rank, generator(group["seed"], epoch, piece.key))
+        basis_RD = basis_RD.to(device=grad_MN.device, dtype=compute_dtype(slot.values))
+    if basis_RD is None:
+        return
+    shape = (grad_MN.shape[0], rank) if side == "right" else (rank, columns)
+    old_RD, mode = state.get("basis"), group["state_mode"]
+    if old_RD is None or mode == "reset":
+        for moment in rule.moments(group):
+            numel = shape[0] * shape[1]
+            dtype = compute_dtype(slot.values)
+            allocate_state(state, moment.name, numel, group["state_dtype"], dtype, slot.values.device)
+        state["step"].zero_()
+    elif mode == "project":
+        zeros = torch.zeros(shape[0] * shape[1], dtype=torch.int32, device=grad_MN.device)
+        for moment in rule.moments(group):
+            buffer = state_buffer(state, moment.name, group["state_dtype"], moment.signed)
+            change = subspace.reproject if moment.signed else subspace.reproject_squares
+            carried = change(buffer.read(0, len(zeros)).view(shape), old_RD, basis_RD, side)
+            buffer.write(0, len(zeros), carried.reshape(-1), lambda: zeros)
+    state["basis"] = basis_RD
+    state["epoch"].fill_(float(epoch))
+
+
+def _update(group: Mapping[str, Any], slot: Slot, rule: Rule, low: Tensor, lr: float, noise: Any) -> Tensor:
+    """What the rule would add to a parameter that is `low`'s shape."""
+    buffers = [state_buffer(slot.state, m.name, group["state_dtype"], m.signed) for m in rule.moments(group)]
+    moments = [buffer.read(0, low.numel()) for buffer in buffers]
+    numbers = dict(rule.numbers(group, lr, float(slot.state["step"]))) | {"decay": 1.0}
+    update = torch.zeros_like(low).view(-1)
+    rule.foreach([update], [low.reshape(-1)], [[moment] for moment in moments], numbers)
+    for index, (buffer, moment) in enumerate(zip(buffers, moments, strict=True)):
+        buffer.write(0, low.numel(), moment, lambda index=index: noise(f"moment{index}", 0, low.numel()))
+    return update.view(low.shape)
+
+
+def _largest(grad_MN: Tensor, slot: Slot, reduce: subspace.Reduce | None) -> Tensor | None:
+    """Largest gradient of the whole matrix; of row shards its root mean square over all of them stands in."""
+    if reduce is None:
+        return None
+    total = reduce(grad_MN.double().square().sum())
+    return (total / torch.Size(slot.layout.pieces[0].shape).numel()).sqrt().to(grad_MN.dtype)
