@@ -9,7 +9,7 @@ from typing import Any
 from eval.benchmarks import Benchmark
 from eval.checkpoints import checkpoint_hash
 from eval.compare import read_answers
-from eval.metrics import Summary, by, summarise
+from eval.metrics import Summary, by, summarise, votes_by
 from eval.questions import Answer
 from eval.report import SAMPLES, SUMMARY, figure_text, write_report
 from eval.settings import EvalSettings
@@ -50,7 +50,9 @@ def _write_figures(
 ) -> str:
     write_atomically(folder / SAMPLES, (part.read_bytes() for part in parts))
     answers = read_answers(folder / SAMPLES)
-    summaries = [summarise(answers[b.entry.name], settings.samples) for b in benchmarks]
+    summaries = [
+        summarise(answers[b.entry.name], settings.samples, votes_by(b.questions[0].scorer)) for b in benchmarks
+    ]
     text = table(summaries)
     groups = {b.entry.name: _groups(answers[b.entry.name]) for b in benchmarks}
     record = {

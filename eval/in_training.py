@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from eval.artefacts import SAMPLES
 from eval.asking import answer, cut_into_batches, load, load_shots, longest_sequence
 from eval.compare import compare, read_answers
-from eval.metrics import summarise
+from eval.metrics import summarise, votes_by
 from eval.questions import Answer
 from eval.scoring import make_pool
 from eval.templates import build_template
@@ -41,6 +41,7 @@ class BenchmarkEvaluator:
         self.settings, self.rank, self.world_size, self.folder = settings, rank, world_size, folder
         benchmarks = [load(settings, name) for name in settings.benchmarks]
         template = build_template(settings.template, tokenizer, shots=load_shots(settings), shot_count=settings.shots)
+        self.votes = {each.entry.name: votes_by(each.questions[0].scorer) for each in benchmarks}
         self.batches = [batch for each in benchmarks for batch in cut_into_batches(settings, each, template)]
         self.longest_sequence = longest_sequence(settings, self.batches)
         self.pool = make_pool(settings.grader_workers, settings.grader_timeout_s)
@@ -65,7 +66,7 @@ class BenchmarkEvaluator:
         self.pool.close()
 
     def _record(self, step: int, answers: Sequence[Answer], first: Sequence[Answer] | None) -> dict[str, Any]:
-        summary = summarise(answers, self.settings.samples)
+        summary = summarise(answers, self.settings.samples, self.votes[answers[0].benchmark])
         figures = {name: asdict(estimate) for name, estimate in summary.estimates.items()}
         accuracy, counts = next(iter(figures.values())), summary.counts
         record = {

@@ -183,6 +183,13 @@ def same_answer(a: str, b: str) -> bool:
     return compare(a, b).outcome == "right" or compare(b, a).outcome == "right"
 
 
+def votes_by(scorer: str) -> Same:
+    """Which extracted answers vote together, by who judges a question: equal values for the grader, the same text where
+    an answer is a letter or an expression that the value does not decide (two of countdown's expressions reach the same
+    target, one with numbers that were not given)."""
+    return same_answer if scorer in ("math", "arithmetic") else str.__eq__
+
+
 def best_of(groups: Mapping[str, Sequence[Answer]], k: int) -> Estimate:
     """Whether the sample with the highest `score` among the first k is right; the first of equal ones.
 

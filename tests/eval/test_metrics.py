@@ -12,7 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.metrics import by, elected, group, majority, pass_at, pass_at_k, powers_of_two, same_answer, summarise, votes
+from eval.metrics import (
+    by,
+    elected,
+    group,
+    majority,
+    pass_at,
+    pass_at_k,
+    powers_of_two,
+    same_answer,
+    summarise,
+    votes,
+    votes_by,
+)
 from eval.questions import Answer
 from rlhf.rewards.grading import grade
 from rlhf.training.statistics import wilson_interval
@@ -272,3 +284,14 @@ def test_by_level_and_subject() -> None:
     assert by(answers, "subject") == {}
     with pytest.raises(ValueError, match="question 'q' has more than one subject"):
         by([answer("q", 0, subject="algebra"), answer("q", 1, subject="geometry")], "subject")
+
+
+def test_expressions_and_letters_vote_by_their_text():
+    # of two expressions with the value of the target one uses a number that was not given
+    samples = [
+        answer("q", 0, "wrong", extracted="20 + 4"), answer("q", 1, "right", extracted="12 * 2"),
+        answer("q", 2, "right", extracted="12 * 2"),
+    ]  # fmt: skip
+    groups = group(samples)
+    assert majority(groups, votes_by("countdown"))[2].value == 0
+    assert [elected(votes(samples, votes_by(name))) for name in ("countdown", "math")] == [1, 0]
