@@ -64,7 +64,7 @@ def test_repository_form():
 
 def test_hybrid_forms():
     def third(steps, brake):
-        return trajectory(lambda us: [hybrid_direction(us[0], steps, brake)], lambda us: torch.ones(1))[2]
+        return trajectory(lambda us: [hybrid_direction(us[0], steps, brake)], lambda us: torch.ones(1, dtype=DOUBLE))[2]
 
     assert_reference(
         third(5, "repository"),
