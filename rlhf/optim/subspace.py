@@ -36,10 +36,10 @@ def choose_side(rows: int, columns: int, rule: SideRule = "std") -> Side:
 def svd_basis(grad_MN: Tensor, rank: int, side: Side, reduce: Reduce | None = None) -> Tensor | None:
     """The leading `rank` singular vectors of a matrix, shape (rank, D), or None where the matrix is zero.
 
-    They are eigenvectors of the Gram matrix (g^T g on the right, D by D), which row shards add up to. It is in float64:
-    the square of a gradient of 1e-23 underflows in float32, and the condition number is squared too. Even so it takes no
-    longer than a float32 decomposition of the gradient, half as long for long matrices. Signs of the vectors are
-    arbitrary; updates do not depend on them.
+    They are eigenvectors of the Gram matrix (g^T g on the right, D by D), which row shards add up to. It is in
+    float64: the square of a gradient of 1e-23 underflows in float32, and the condition number is squared too. Even so
+    it takes about as long as a float32 decomposition of a square gradient, and half as long for 576 x 1536. Signs of
+    the vectors are arbitrary; updates do not depend on them.
 
     Raises ValueError for a non-finite matrix, a rank that the side does not have, or shards with side "left".
     """
