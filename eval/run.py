@@ -1,7 +1,8 @@
 """`python -m eval run`: ask, complete, judge, write. A run that was killed goes on after its last finished batch.
 
-Each batch of questions is one file under `parts/`, renamed into place when whole; `samples.jsonl` is their
-concatenation. Ranks of `accelerate launch` take batches in turn.
+Each batch of questions is one file under `parts/`, renamed into place when whole; a reward model's scores are added in
+a second pass (eval/rescoring.py). `samples.jsonl` is the files' concatenation. Ranks of `accelerate launch` take
+batches in turn.
 """
 
 import json
@@ -15,6 +16,7 @@ from eval.artefacts import SETTINGS, read_part, write_results
 from eval.asking import Batch, answer, cut_into_batches, load, load_shots, longest_sequence
 from eval.checkpoints import build_eval_engine, load_eval_tokenizer
 from eval.progress import EvalProgress
+from eval.rescoring import rescore, reward_model_source
 from eval.scoring import make_pool
 from eval.settings import FREE_SETTINGS, EvalSettings
 from eval.templates import build_template
@@ -35,6 +37,7 @@ def run(settings: EvalSettings) -> Path:
     state = Accelerator()
     check_processes(state, "-m eval run ...")
     start = time.monotonic()
+    reward_model = reward_model_source(settings)
     folder = settings.folder
     if state.is_main_process:
         _claim(folder, settings)
@@ -69,6 +72,10 @@ def run(settings: EvalSettings) -> Path:
                         answers = read_part(part)
                     right, tokens = sum(a.outcome == "right" for a in answers), sum(a.tokens for a in answers)
                     progress.advance(len(answers), right, tokens, is_fresh)
+            if reward_model is not None:
+                if engine is not None:
+                    engine.close()  # the reward model needs the memory
+                rescore(reward_model, [(batch, _part(folder, batch)) for batch in mine], state.device, progress)
             state.wait_for_everyone()
             if state.is_main_process:
                 seconds = time.monotonic() - start

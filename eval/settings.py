@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf.config.evaluation import BenchmarkSettings
 from rlhf.config.rollouts import EngineConfig, TransformersEngineConfig, VllmEngineConfig
@@ -19,13 +19,17 @@ class EvalSettings(BenchmarkSettings):
     revision: str | None = None
     """Branch, tag or commit of the model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of weights and compute; `auto`: the checkpoint's own."""
+    """Precision of weights and compute; `auto`: the checkpoint's own, and the reward model's own for it."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the checkpoint."""
+    """Run Python code that comes with the checkpoint, and with the reward model."""
     benchmarks: list[str]
     """Names, separated by commas; `python -m eval list` shows them."""
     engine: Literal["vllm", "transformers"] = "vllm"
     """What makes the completions."""
+    reward_model: str | None = None
+    """A sequence classifier with one label, folder or hub id, that scores the completions for best-of-k."""
+    reward_model_revision: str | None = None
+    """Branch, tag or commit of the reward model on the hub."""
     output: str = ""
     """Folder for the results; none given: evaluations/<model's name>."""
     max_model_len: int | None = Field(None, ge=8)
@@ -45,6 +49,14 @@ class EvalSettings(BenchmarkSettings):
         if not value:
             raise ValueError("name at least one benchmark, e.g. gsm8k")
         return value
+
+    @model_validator(mode="after")
+    def _refuse_a_revision_of_nothing(self) -> "EvalSettings":
+        if self.reward_model is None and self.reward_model_revision is not None:
+            raise ValueError(
+                f"reward_model_revision is {self.reward_model_revision!r} and there is no reward_model: name it"
+            )
+        return self
 
     @property
     def folder(self) -> Path:
