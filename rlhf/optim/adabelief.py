@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf.optim.base import FlatOptimizer, Slot, full_job, noise_of
+from rlhf.optim.layout import sum_by_tensor
 from rlhf.optim.rules import AdaBeliefRule
 
 RULE = AdaBeliefRule()
@@ -82,8 +83,7 @@ class AdaBelief(FlatOptimizer):
         sums = torch.zeros(len(slot.layout.pieces), dtype=torch.float64, device=update.device)
         for index, piece in enumerate(slot.layout.pieces):
             sums[index] = update[piece.offset : piece.offset + piece.numel].double().square().sum()
-        if slot.layout.reduce is not None:
-            sums = slot.layout.reduce(sums)
+        sums = sum_by_tensor([slot.layout], sums)
         scale = torch.ones_like(update)
         for index, piece in enumerate(slot.layout.pieces):
             rms = (sums[index] / torch.Size(piece.shape).numel()).sqrt()

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from rlhf.optim import auon_rule
-from rlhf.optim.base import FlatOptimizer, Slot, compute_dtype, noise_of, shaped_like
-from rlhf.optim.buffers import Buffer, allocate_state, parameter_buffer, state_buffer
+from rlhf.optim.base import FlatOptimizer, Slot, allocate_moment, noise_of
+from rlhf.optim.buffers import Buffer, parameter_buffer, state_buffer
 from rlhf.optim.elementwise import BUCKET_CPU, BUCKET_GPU
-from rlhf.optim.layout import PIECES, Piece
+from rlhf.optim.layout import Piece, attached, sum_by_tensor
 from rlhf.optim.rules import RULES
 
 CHOICES = {
@@ -81,29 +81,26 @@ class AuON(FlatOptimizer):
             self.allocate_full(group, slot, RULES["adamw"])
         elif "step" not in slot.state:
             slot.state["step"] = torch.tensor(0.0)
-            allocate_state(
-                slot.state, "momentum_buffer", slot.values.numel(), group["state_dtype"], compute_dtype(slot.values),
-                slot.values.device,
-            )  # fmt: skip
-            if slot.state["momentum_buffer"].dtype != torch.uint8:
-                slot.state["momentum_buffer"] = shaped_like(slot.state["momentum_buffer"], slot.parameter)
+            allocate_moment(group, slot, "momentum_buffer")
 
     def update_group(self, group: dict[str, Any], slots: list[Slot], gradient_rms: float | None) -> None:
         if group["role"] == "full":
             self.update_full(group, slots, RULES["adamw"], float(group["lr"]))
             return
+        for slot in slots:
+            # saving needs state of all parameters, those that stood still too
+            self.allocate(group, slot)
         if gradient_rms is not None and gradient_rms < group["min_grad_rms"]:
             return
         matrices = []
         for slot in slots:
-            self.allocate(group, slot)
             slot.state["step"] += 1
             matrices += _matrices(group, slot)
         if group["ns_steps"]:
             for matrix in matrices:
                 _hybrid_step(group, matrix)
         else:
-            _normalised_step(group, matrices)
+            _normalised_step(group, slots, matrices)
 
 
 @dataclass(slots=True)
@@ -128,21 +125,26 @@ class Matrix:
 
 
 def _matrices(group: Mapping[str, Any], slot: Slot) -> list[Matrix]:
-    if not hasattr(slot.parameter, PIECES) and slot.parameter.ndim != 2:
+    if attached(slot.parameter) is None and slot.parameter.ndim != 2:
         raise ValueError(
             f"{slot.name} has shape {tuple(slot.parameter.shape)} in a group of role 'matrix'. Under DeepSpeed call "
             "rlhf.optim.zero.attach_zero_layout(engine) after deepspeed.initialize; else give the group the role 'full'"
         )
-    param = parameter_buffer(slot.values, slot.state, group["param_precision"])
+    param = parameter_buffer(slot.parameter, slot.state, group["param_precision"])
     momentum = state_buffer(slot.state, "momentum_buffer", group["state_dtype"], signed=True)
     noise = noise_of(group, slot, int(slot.state["step"]))
     return [Matrix(slot, piece, param, momentum, noise) for piece in slot.layout.pieces]
 
 
-def _normalised_step(group: Mapping[str, Any], matrices: Sequence[Matrix]) -> None:
+def _normalised_step(group: Mapping[str, Any], slots: Sequence[Slot], matrices: Sequence[Matrix]) -> None:
     """Two passes with no scratch beyond a bucket: the momentum and the sums that a matrix needs of all its elements,
     one reduction over ranks, then the step, for which u is computed again."""
-    mu, lr, device = group["momentum"], float(group["lr"]), matrices[0].slot.grad.device
+    mu, lr, device = group["momentum"], float(group["lr"]), slots[0].grad.device
+    layouts = [slot.layout for slot in slots]
+
+    def reduce(sums_P: Tensor) -> Tensor:
+        return sum_by_tensor(layouts, sums_P.to(device))
+
     squares = torch.zeros(len(matrices), dtype=torch.float64, device=device)
     for index, matrix in enumerate(matrices):
         for start, stop in matrix.ranges():
@@ -152,8 +154,7 @@ def _normalised_step(group: Mapping[str, Any], matrices: Sequence[Matrix]) -> No
             (u,) = auon_rule.nesterov([momentum], [grad], mu)
             squares[index] += auon_rule.sums_of_squares([u])[0]
             matrix.momentum.write(start, stop, momentum, matrix.bits("moment0", start, stop))
-    reduce = matrices[0].slot.layout.reduce
-    factors = _scales(group, matrices, squares if reduce is None else reduce(squares), reduce)
+    factors = _scales(group, matrices, reduce(squares), reduce)
     shapes = [_shape_scale(group, matrix) for matrix in matrices]
     factors = factors * torch.tensor(shapes, dtype=torch.float64, device=device) * lr
     decay = 1 - lr * group["weight_decay"]
@@ -171,7 +172,7 @@ def _u(group: Mapping[str, Any], matrix: Matrix, start: int, stop: int) -> Tenso
 
 
 def _scales(
-    group: Mapping[str, Any], matrices: Sequence[Matrix], square_sum_P: Tensor, reduce: auon_rule.Reduce | None
+    group: Mapping[str, Any], matrices: Sequence[Matrix], square_sum_P: Tensor, reduce: auon_rule.Reduce
 ) -> Tensor:
     """The factor of u in each matrix's step, before the learning rate and the shape's scale."""
     numels = [torch.Size(matrix.piece.shape).numel() for matrix in matrices]

@@ -49,7 +49,9 @@ def nesterov(momentums: Sequence[Tensor], grads: Sequence[Tensor], mu: float) ->
 
 def sums_of_squares(us: Sequence[Tensor]) -> Tensor:
     """Sum of the squares of each tensor, shape (P,), float64."""
-    return torch.stack([_sum_of_squares(u.reshape(-1)) for u in us])
+    sums = [_sum_of_squares(u.reshape(-1)) for u in us]
+    # a rank may have no piece of any matrix, and takes part in the reductions all the same
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64)
 
 
 def sums_of_sinh_squares(us: Sequence[Tensor], scale_P: Tensor, limits: Sequence[float] | None = None) -> Tensor:
@@ -63,7 +65,7 @@ def sums_of_sinh_squares(us: Sequence[Tensor], scale_P: Tensor, limits: Sequence
         if limits is not None:
             scaled.clamp_(-limits[index], limits[index])
         sums.append(scaled.sinh_().square_().sum())
-    return torch.stack(sums)
+    return torch.stack(sums) if sums else scale_P.double()
 
 
 def series_divisor(square_sum_P: Tensor, numel_P: Tensor, eps_norm: float = EPS_NORM) -> Tensor:

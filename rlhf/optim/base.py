@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from rlhf.optim.buffers import allocate_state, parameter_buffer, state_buffer
+from rlhf.optim.buffers import BLOCK, SMALLEST_QUANTIZED, allocate_state, parameter_buffer, state_buffer
 from rlhf.optim.elementwise import Job, resolve, run
 from rlhf.optim.hashing import mix, random_bits_range, tensor_key
-from rlhf.optim.layout import Pieces, local_flat, pieces_of
+from rlhf.optim.layout import Pieces, local_flat, pieces_of, placed_like, shaped_like, sum_by_layout
 from rlhf.optim.rules import Rule
 
 SHARED_DEFAULTS = {
@@ -27,6 +27,8 @@ SHARED_DEFAULTS = {
 beside them). `seed`: rounding and selection are functions of it. `skip_nonfinite`: a step with a NaN or an infinity in
 any gradient changes nothing.
 """
+NOT_SHARDED = ("lines", "column_step", "basis")
+"""State that every rank has whole where the parameter is sharded."""
 CHOICES = {
     "role": ("full", "split", "matrix"),
     "impl": ("auto", "foreach", "compiled", "loop"),
@@ -122,23 +124,23 @@ class FlatOptimizer(Optimizer):
             slot.state["step"] = torch.tensor(0.0)
         for moment in rule.moments(group):
             if moment.name not in slot.state:
-                allocate_state(
-                    slot.state, moment.name, slot.values.numel(), group["state_dtype"], compute_dtype(slot.values),
-                    slot.values.device,
-                )  # fmt: skip
-                if slot.state[moment.name].dtype != torch.uint8:
-                    slot.state[moment.name] = shaped_like(slot.state[moment.name], slot.parameter)
+                allocate_moment(group, slot, moment.name)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a saved state with its exact dtypes: torch's own method casts state to the parameter's dtype."""
+        """Load a saved state with its exact dtypes: torch's own method casts state to the parameter's dtype.
+
+        State of whole tensors is cut as the parameters are here, and sharded state is gathered for whole parameters.
+        """
         super().load_state_dict(state_dict)
         saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in zip(saved_ids, parameters, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
                 if isinstance(value, Tensor):
-                    # scalars are counters, kept on the CPU
                     moved = value.detach().clone()
+                    # scalars are counters, kept on the CPU
+                    if moved.ndim and name not in NOT_SHARDED:
+                        moved = placed_like(moved, parameter)
                     self.state[parameter][name] = moved if moved.ndim == 0 else moved.to(parameter.device)
 
     def _slots(self, group: dict[str, Any]) -> list[Slot]:
@@ -162,29 +164,31 @@ class FlatOptimizer(Optimizer):
         allocated, and no counter moves."""
         if any(float(group["lr"]) != 0 for group, _ in work):
             return False
-        if any(slot.state for _, slots in work for slot in slots) or any(s.grad.any() for _, ss in work for s in ss):
+        every = [slot for _, slots in work for slot in slots]
+        if any(slot.state for slot in every):
+            return False
+        # all ranks decide alike: a rank's own part of a gradient may be zero where the others' are not
+        counts = torch.stack([slot.grad.count_nonzero() for slot in every])
+        if sum_by_layout([slot.layout for slot in every], counts).any():
             return False
         for group, slots in work:
             for slot in slots:
                 self.allocate(group, slot)
+                parameter_buffer(slot.parameter, slot.state, group["param_precision"])
         return True
 
     def _gradient_sums(self, work: list[tuple[dict[str, Any], list[Slot]]]) -> list[float] | None:
         """The RMS of each group's gradient over all ranks that hold parts of it, or None where no gate needs it."""
         if not any(self.needs_gradient_rms(group) for group, _ in work):
             return None
-        sums = []
-        for _, slots in work:
-            norms = torch.stack(torch._foreach_norm([slot.grad for slot in slots])).double()
-            count = sum(slot.grad.numel() for slot in slots)
-            sums += [norms.square().sum(), torch.tensor(float(count), dtype=torch.float64, device=norms.device)]
-        vector = torch.stack(sums)
-        for _, slots in work:
-            if slots[0].layout.reduce is not None:
-                vector = slots[0].layout.reduce(vector)
-                break
-        values = vector.tolist()
-        return [(total / max(count, 1)) ** 0.5 for total, count in zip(values[::2], values[1::2], strict=True)]
+        every = [slot for _, slots in work for slot in slots]
+        layouts = [slot.layout for slot in every]
+        squares = torch.stack(torch._foreach_norm([slot.grad for slot in every])).double().square()
+        # padding is no gradient
+        counts = torch.tensor([float(layout.numel) for layout in layouts], dtype=torch.float64).to(squares.device)
+        totals = sum_by_layout([*layouts, *layouts], torch.cat([squares, counts])).view(2, -1)
+        by_group = [part.sum(1) for part in totals.split([len(slots) for _, slots in work], dim=1)]
+        return [(total / max(count, 1)) ** 0.5 for total, count in torch.stack(by_group).tolist()]
 
 
 def full_job(group: Mapping[str, Any], slot: Slot, rule: Rule) -> Job:
@@ -193,7 +197,7 @@ def full_job(group: Mapping[str, Any], slot: Slot, rule: Rule) -> Job:
     moments = [
         state_buffer(slot.state, moment.name, group["state_dtype"], moment.signed) for moment in rule.moments(group)
     ]
-    param = parameter_buffer(slot.values, slot.state, group["param_precision"])
+    param = parameter_buffer(slot.parameter, slot.state, group["param_precision"])
     return Job(param, 0, slot.grad, moments, 0, numel, noise_of(group, slot, int(slot.state["step"])))
 
 
@@ -223,15 +227,30 @@ def compute_dtype(values: Tensor) -> torch.dtype:
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
-def shaped_like(flat: Tensor, parameter: Tensor) -> Tensor:
-    """`flat` with the parameter's shape, and as a DTensor where the parameter is one."""
-    if not isinstance(parameter, DTensor):
-        return flat.view(parameter.shape)
-    local = flat.view(parameter.to_local().shape)
-    return DTensor.from_local(
-        local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride(),
-        run_check=False,
-    )  # fmt: skip
+def allocate_moment(group: Mapping[str, Any], slot: Slot, name: str, width: int | None = None) -> None:
+    """Zeros for state `name`, shaped and sharded like the parameter, or like rows of `width` elements.
+
+    Raises ValueError for 8-bit state of a sharded matrix whose rows are not whole blocks: a block would lie on two
+    ranks.
+    """
+    parameter, state, state_dtype, smallest = slot.parameter, slot.state, group["state_dtype"], SMALLEST_QUANTIZED
+    row = torch.Size(parameter.shape[1:]).numel()
+    width = row if width is None else width
+    if isinstance(parameter, DTensor) and state_dtype == "8bit":
+        # the same on all ranks, however few elements they have
+        is_small = parameter.ndim < 2 or parameter.shape[0] * width < SMALLEST_QUANTIZED
+        state_dtype, smallest = ("float32" if is_small else "8bit"), 0
+        if not is_small and width % BLOCK:
+            raise ValueError(
+                f"8-bit state has a scale for each {BLOCK} elements, and that of {slot.name} has rows of {width}, which"
+                " FSDP2 puts on different ranks: set state_dtype to bfloat16"
+            )
+    numel = slot.values.numel() // max(row, 1) * width
+    allocate_state(state, name, numel, state_dtype, compute_dtype(slot.values), slot.values.device, smallest)
+    shape = None if width == row else width
+    state[name] = shaped_like(state[name], parameter, shape)
+    if f"{name}_absmax" in state and isinstance(parameter, DTensor):
+        state[f"{name}_absmax"] = shaped_like(state[f"{name}_absmax"], parameter, width // BLOCK)
 
 
 def _is_finite(value: float) -> bool:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlhf.optim.layout import local_flat
+from rlhf.optim.layout import local_flat, shaped_like
 from rlhf.optim.quantization import (
     BLOCK,
     dequantize_signed,
@@ -118,16 +118,17 @@ def state_buffer(state: dict, name: str, state_dtype: str, signed: bool) -> Buff
     """The buffer of state `name`, as `allocate_state` made it."""
     values = local_flat(state[name])
     if values.dtype == torch.uint8:
-        return Quantized(values, state[f"{name}_absmax"], signed)
+        return Quantized(values, local_flat(state[f"{name}_absmax"]), signed)
     return StochasticallyRounded(values) if values.dtype == torch.bfloat16 else Plain(values)
 
 
 def allocate_state(
-    state: dict, name: str, numel: int, state_dtype: str, compute_dtype: torch.dtype, device: torch.device
-) -> None:
+    state: dict, name: str, numel: int, state_dtype: str, compute_dtype: torch.dtype, device: torch.device,
+    smallest: int = SMALLEST_QUANTIZED,
+) -> None:  # fmt: skip
     """Zeros for state `name` of `numel` elements: one entry of `state`, or two where it is kept in 8 bits."""
     state.pop(f"{name}_absmax", None)
-    if state_dtype == "8bit" and numel >= SMALLEST_QUANTIZED:
+    if state_dtype == "8bit" and numel >= smallest:
         # zero under either code: the scale is zero
         state[name] = torch.zeros(numel, dtype=torch.uint8, device=device)
         state[f"{name}_absmax"] = torch.zeros(-(-numel // BLOCK), device=device)
@@ -136,11 +137,12 @@ def allocate_state(
     state[name] = torch.zeros(numel, dtype=dtype, device=device)
 
 
-def parameter_buffer(values: Tensor, state: dict, precision: str) -> Buffer:
+def parameter_buffer(parameter: Tensor, state: dict, precision: str) -> Buffer:
     """How the parameter's local values are read and written; makes the residual of a split weight on first use.
 
     Raises ValueError where the precision does not fit the parameter's dtype.
     """
+    values = local_flat(parameter)
     if values.dtype in (torch.float32, torch.float64):
         if precision != "native":
             raise ValueError(f"param_precision {precision!r} is for bfloat16, got {values.dtype}: use 'native'")
@@ -153,5 +155,6 @@ def parameter_buffer(values: Tensor, state: dict, precision: str) -> Buffer:
         return StochasticallyRounded(values)
     if "param_residual" not in state:
         dtype = torch.int16 if precision == "split16" else torch.int8
-        state["param_residual"] = torch.zeros(values.numel(), dtype=dtype, device=values.device)
-    return Split(values, state["param_residual"])
+        residual = torch.zeros(values.numel(), dtype=dtype, device=values.device)
+        state["param_residual"] = shaped_like(residual, parameter)
+    return Split(values, local_flat(state["param_residual"]))

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from rlhf.optim.base import Slot, compute_dtype
+from rlhf.optim.base import Slot, allocate_moment, compute_dtype
 from rlhf.optim.buffers import allocate_state, state_buffer
-from rlhf.optim.coordinate_split import compact_offsets
+from rlhf.optim.coordinate_split import chooses_all, chooses_any, compact_offsets
+from rlhf.optim.layout import local_flat
 from rlhf.optim.rules import Rule
 from rlhf.optim.selection import Columns, Selection, carry_over
 
@@ -20,9 +21,9 @@ def carry_state(
     size = compact_offsets(new)[-1]
     names = [moment.name for moment in rule.moments(group)]
     had_any = old is not None and all(name in state for name in names)
-    was_whole = had_any and all(selection.size == selection.numel for selection in old)
-    is_whole = size > 0 and all(selection.size == selection.numel for selection in new)
-    if mode == "keep" and had_any and state[names[0]].numel() == size:
+    was_whole = had_any and all(map(chooses_all, old))
+    is_whole = any(map(chooses_any, new)) and all(map(chooses_all, new))
+    if mode == "keep" and had_any and local_flat(state[names[0]]).numel() == size:
         return
     if mode == "project" and was_whole and is_whole:
         return
@@ -41,13 +42,25 @@ def carry_state(
         state.pop(name, None)
         state.pop(f"{name}_absmax", None)
     state["step"].zero_()
-    if size == 0:
+    if not any(map(chooses_any, new)):
         return
     zeros = torch.zeros(size if carried else 0, dtype=torch.int32, device=slot.values.device)
     for moment in rule.moments(group):
-        allocate_state(state, moment.name, size, group["state_dtype"], compute_dtype(slot.values), slot.values.device)
+        _allocate(group, slot, moment.name, new)
         if carried:
             buffer = state_buffer(state, moment.name, group["state_dtype"], moment.signed)
             buffer.write(0, size, carried[moment.name], lambda: zeros)
     if mode == "project" and isinstance(new[0], Columns) and "column_step" not in state:
         state["column_step"] = torch.zeros(len(new[0].columns_K), device=slot.values.device)
+
+
+def _allocate(group: Mapping[str, Any], slot: Slot, name: str, selections: Sequence[Selection]) -> None:
+    """Zeros for the chosen elements: whole rows of them where there are, so that shards of rows are shards of state."""
+    if slot.layout.tensors is None and isinstance(selections[0], Columns):
+        allocate_moment(group, slot, name, len(selections[0].columns_K))
+    elif slot.layout.tensors is None and chooses_all(selections[0]):
+        allocate_moment(group, slot, name)
+    else:
+        size = compact_offsets(selections)[-1]
+        dtype, device = compute_dtype(slot.values), slot.values.device
+        allocate_state(slot.state, name, size, group["state_dtype"], dtype, device)

@@ -16,6 +16,8 @@ from rlhf.optim.selection import Columns, Entries, Everything, Nothing, Rows, Se
 
 WHOLE_TENSORS = ("block", "block_budget")
 SELECTORS = (*WHOLE_TENSORS, "chunk", "columns", "rows", "randk")
+NOT_FOR_SHARDS = ("chunk", "rows", "randk")
+"""Their moments on a rank that holds rows of a tensor are a run of elements without a shape of its own."""
 
 
 def state_full_names(group: Mapping[str, Any], tensors: Sequence[tuple[str, tuple[int, ...]]], epoch: int) -> set[str]:
@@ -65,6 +67,17 @@ def select(
         return Rows(piece.start, piece.numel, width, lines.to(device))
     lines = schedules.choose_columns(width, density, seed, epoch, piece.key, rounding) if lines is None else lines
     return Columns(piece.start, piece.numel, width, lines.to(device))
+
+
+def chooses_any(selection: Selection) -> bool:
+    """Whether it chooses elements of the tensor, here or, where this rank's piece has no elements, elsewhere."""
+    is_line = isinstance(selection, Columns) and len(selection.columns_K) > 0
+    return selection.size > 0 or is_line or isinstance(selection, Everything)
+
+
+def chooses_all(selection: Selection) -> bool:
+    """Whether it chooses all elements of the piece."""
+    return selection.size == selection.numel and chooses_any(selection)
 
 
 def compact_offsets(selections: Sequence[Selection]) -> list[int]:

@@ -5,21 +5,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rlhf.optim.adabelief import ADABELIEF_KEYS, check_adabelief
 from rlhf.optim.base import FlatOptimizer, Slot
 from rlhf.optim.carried_state import carry_state
 from rlhf.optim.coordinate_split import (
+    NOT_FOR_SHARDS,
     SELECTORS,
     WHOLE_TENSORS,
+    chooses_any,
     density_of,
     group_tensors,
     select,
     state_full_names,
 )
 from rlhf.optim.elementwise import Job, resolve, run
-from rlhf.optim.layout import PIECES
+from rlhf.optim.layout import attached
 from rlhf.optim.rules import RULES, Rule
 from rlhf.optim.selection import Columns, Selection
 from rlhf.optim.split_jobs import split_jobs, steps_of
@@ -145,12 +148,17 @@ class Frugal(FlatOptimizer):
         return epoch
 
     def _selector(self, group: Mapping[str, Any], slots: Sequence[Slot]) -> str:
-        is_partition = hasattr(slots[0].parameter, PIECES)
+        is_partition = attached(slots[0].parameter) is not None
         if not is_partition and slots[0].parameter.ndim < 2:
             raise ValueError(
                 f"{slots[0].name} is a flat tensor in a group of role 'split': FRUGAL chooses rows, columns, tensors. "
                 "Under DeepSpeed call rlhf.optim.zero.attach_zero_layout(engine) after deepspeed.initialize; else give "
                 "the group the role 'full'"
+            )
+        if group["selector"] in NOT_FOR_SHARDS and isinstance(slots[0].parameter, DTensor):
+            raise ValueError(
+                f"selector {group['selector']} under FSDP2: its moments have no rows, and a distributed checkpoint "
+                "would save those of one rank for all. Use block_budget (the default) or columns"
             )
         if group["selector"] == "auto":
             return "chunk" if is_partition else "block_budget"
@@ -172,8 +180,9 @@ class Frugal(FlatOptimizer):
             self._selections[slot.parameter] = new
         elif old is None:
             self._selections[slot.parameter] = self._select(group, slot, tensors, epoch)
+            _check_loaded(group, slot, rule, self._selections[slot.parameter])
         selections = self._selections[slot.parameter]
-        if any(selection.size for selection in selections):
+        if any(map(chooses_any, selections)):
             state["step"] += 1
             if "column_step" in state:
                 state["column_step"] += 1
@@ -191,6 +200,17 @@ class Frugal(FlatOptimizer):
             # kept, so that another torch, with another random permutation, resumes the same columns
             slot.state["lines"] = selections[0].columns_K
         return selections
+
+
+def _check_loaded(group: Mapping[str, Any], slot: Slot, rule: Rule, selections: Sequence[Selection]) -> None:
+    """Raises ValueError where state was loaded without moments: torch's distributed checkpoint reads what a new
+    optimizer has, and a new one has none."""
+    missing = [moment.name for moment in rule.moments(group) if moment.name not in slot.state]
+    if any(map(chooses_any, selections)) and missing:
+        raise ValueError(
+            f"the loaded state of {slot.name} lacks {', '.join(missing)}: call "
+            "rlhf.optim.sharded_state.allocate_saved_state before torch.distributed.checkpoint.load"
+        )
 
 
 def check_frugal(group: Mapping[str, Any]) -> None:

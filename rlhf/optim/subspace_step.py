@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf.optim import subspace
-from rlhf.optim.base import Slot, compute_dtype, noise_of
+from rlhf.optim.base import Slot, allocate_moment, compute_dtype, noise_of
 from rlhf.optim.buffers import allocate_state, parameter_buffer, state_buffer
 from rlhf.optim.hashing import generator
 from rlhf.optim.rules import Rule
@@ -32,7 +32,7 @@ def subspace_step(
         )
     reduce = None if piece.is_whole else slot.layout.reduce
     side = "right" if reduce is not None else subspace.choose_side(rows, columns)
-    param = parameter_buffer(slot.values, state, group["param_precision"])
+    param = parameter_buffer(slot.parameter, state, group["param_precision"])
     value_MN = param.read(0, piece.numel).view(-1, columns)
     grad_MN = slot.grad.view(-1, columns).to(value_MN.dtype)
     if int(state["epoch"]) != epoch:
@@ -73,9 +73,11 @@ def _choose(group: Mapping[str, Any], slot: Slot, rule: Rule, grad_MN: Tensor, s
     old_RD, mode = state.get("basis"), group["state_mode"]
     if old_RD is None or mode == "reset":
         for moment in rule.moments(group):
-            numel = shape[0] * shape[1]
-            dtype = compute_dtype(slot.values)
-            allocate_state(state, moment.name, numel, group["state_dtype"], dtype, slot.values.device)
+            if side == "right":
+                allocate_moment(group, slot, moment.name, rank)
+            else:
+                numel, dtype = shape[0] * shape[1], compute_dtype(slot.values)
+                allocate_state(state, moment.name, numel, group["state_dtype"], dtype, slot.values.device)
         state["step"].zero_()
     elif mode == "project":
         zeros = torch.zeros(shape[0] * shape[1], dtype=torch.int32, device=grad_MN.device)
