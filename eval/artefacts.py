@@ -70,6 +70,7 @@ def _write_figures(
         "template_hash": template.fingerprint,
         "model_hash": checkpoint_hash(settings.model),
         "adapter_hash": checkpoint_hash(settings.peft) if settings.peft else None,
+        "reward_model_hash": checkpoint_hash(settings.reward_model) if settings.reward_model else None,
         "seconds": seconds,
         "environment": describe_environment(),
     }

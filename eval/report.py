@@ -204,5 +204,6 @@ def _hashes(summary: Record) -> dict[str, str]:
     """By what they stand for; two evaluations with equal ones asked the same, in the same way, of the same weights."""
     found = {f"questions of {name}": record["questions_hash"] for name, record in summary["benchmarks"].items()}
     found["template"] = summary["template_hash"]
-    found |= {name: summary[f"{name}_hash"] for name in ("model", "adapter") if summary[f"{name}_hash"]}
+    models = ("model", "adapter", "reward_model")
+    found |= {name.replace("_", " "): summary[f"{name}_hash"] for name in models if summary.get(f"{name}_hash")}
     return found
