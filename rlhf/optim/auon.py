@@ -213,7 +213,8 @@ def _hybrid_step(group: Mapping[str, Any], matrix: Matrix) -> None:
     (u,) = auon_rule.nesterov([momentum], [grad], group["momentum"])
     matrix.momentum.write(start, stop, momentum, matrix.bits("moment0", start, stop))
     u_MN = u.view(-1, columns)
-    reduce = None if piece.is_whole else matrix.slot.layout.reduce
+    # also on a rank that has all rows: those without any take part
+    reduce = matrix.slot.layout.reduce
     settings = {"eps_norm": group["eps_norm"], "eps_divisor": group["eps_divisor"]}
     brake = "paper" if group["mode"] == "paper" else "repository"
     if reduce is not None and rows < columns:

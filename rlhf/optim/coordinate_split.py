@@ -70,14 +70,16 @@ def select(
 
 
 def chooses_any(selection: Selection) -> bool:
-    """Whether it chooses elements of the tensor, here or, where this rank's piece has no elements, elsewhere."""
-    is_line = isinstance(selection, Columns) and len(selection.columns_K) > 0
-    return selection.size > 0 or is_line or isinstance(selection, Everything)
+    """Whether it chooses elements of the tensor, here or, where this rank's piece is empty, elsewhere."""
+    has_columns = isinstance(selection, Columns) and len(selection.columns_K) > 0
+    return selection.size > 0 or has_columns or isinstance(selection, Everything)
 
 
 def chooses_all(selection: Selection) -> bool:
-    """Whether it chooses all elements of the piece."""
-    return selection.size == selection.numel and chooses_any(selection)
+    """Whether it chooses the whole piece. Columns never do: an empty piece cannot tell, and all ranks must agree."""
+    if isinstance(selection, Columns):
+        return False
+    return isinstance(selection, Everything) or selection.size == selection.numel > 0
 
 
 def compact_offsets(selections: Sequence[Selection]) -> list[int]:

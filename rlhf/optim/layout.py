@@ -35,10 +35,6 @@ class Piece:
     numel: int
     offset: int
 
-    @property
-    def is_whole(self) -> bool:
-        return self.numel == _numel(self.shape)
-
 
 @dataclass(frozen=True, slots=True)
 class SumOverRanks:

@@ -30,7 +30,8 @@ def subspace_step(
             f"selector {group['selector']} needs whole rows, and this rank's piece of {piece.name} cuts one (a ZeRO "
             "partition): use chunk or columns"
         )
-    reduce = None if piece.is_whole else slot.layout.reduce
+    # also on a rank that has all rows: those without any take part
+    reduce = slot.layout.reduce
     side = "right" if reduce is not None else subspace.choose_side(rows, columns)
     param = parameter_buffer(slot.parameter, state, group["param_precision"])
     value_MN = param.read(0, piece.numel).view(-1, columns)
@@ -61,8 +62,7 @@ def _choose(group: Mapping[str, Any], slot: Slot, rule: Rule, grad_MN: Tensor, s
     rounding = "round" if group["rounding"] == "upstream" else "nearest"
     rank = count_of(min(rows, columns), group["density"], rounding)
     if group["selector"] == "svd":
-        reduce = None if piece.is_whole else slot.layout.reduce
-        basis_RD = subspace.svd_basis(grad_MN, rank, side, reduce)
+        basis_RD = subspace.svd_basis(grad_MN, rank, side, slot.layout.reduce)
     else:
         directions = columns if side == "right" else rows
         basis_RD = subspace.random_basis(directions, rank, generator(group["seed"], epoch, piece.key))
