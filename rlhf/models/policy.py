@@ -4,7 +4,7 @@ Body, LM head and loss all run inside `Policy.forward`: sharded training (FSDP2,
 piece only there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,6 +18,9 @@ from rlhf.models.head import HeadSettings, Objective, TokenStatistics, policy_he
 from rlhf.models.lora import merged_weights
 from rlhf.models.packing import PackedBatch
 from rlhf.models.plain_path import plain_statistics
+
+AtHead = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Objective]
+"""(hidden_ND, weight_VD, bias_V), without gradients, to an objective: for losses that depend on the head's input."""
 
 
 class PolicyOutput(NamedTuple):
@@ -71,14 +74,22 @@ class Policy(nn.Module):
         *,
         elementwise: bool = True,
         with_extras: bool = False,
+        at_head: AtHead | None = None,
     ) -> PolicyOutput:
         """The loss sum_i objective(logp_i, entropy_i) over the batch's targets, and their statistics.
 
         `elementwise`: the loss of a token depends on that token only; one visit of the head (see `policy_head`).
         Otherwise `objective(logp_N, entropy_N, slice(None))` may be any differentiable function, and the head is
         visited again in the backward pass; its result is summed. No objective: statistics only, without gradients. A
-        batch without targets gives a loss of 0 that depends on every trained parameter.
+        batch without targets gives a loss of 0 that depends on every trained parameter. `at_head` makes the objective
+        from what enters the head (packed attention only).
         """
+        hidden_ND = None
+        if at_head is not None:
+            weight_VD, bias_V = self._head_weights()
+            hidden_ND = self._hidden(batch)
+            with torch.no_grad():
+                objective = at_head(hidden_ND.detach(), weight_VD.detach(), None if bias_V is None else bias_V.detach())
         if objective is None:
             with torch.no_grad():
                 statistics = self._statistics(batch, with_extras)
@@ -87,7 +98,7 @@ class Policy(nn.Module):
             weight_VD, bias_V = self._head_weights()
             return PolicyOutput(
                 *policy_head(
-                    self._hidden(batch),
+                    self._hidden(batch) if hidden_ND is None else hidden_ND,
                     weight_VD,
                     batch.target_N,
                     objective,
@@ -96,7 +107,7 @@ class Policy(nn.Module):
                     with_extras=with_extras,
                 )
             )
-        statistics = self._statistics(batch, with_extras)
+        statistics = self._statistics(batch, with_extras, hidden_ND)
         loss = objective(statistics.logp_N, statistics.entropy_N, slice(None)).sum()
         loss = loss.to(statistics.logp_N.dtype)
         return PolicyOutput(loss, *(None if tensor is None else tensor.detach() for tensor in statistics))
@@ -159,13 +170,15 @@ class Policy(nn.Module):
 
         self_check(self)
 
-    def _statistics(self, batch: PackedBatch, with_extras: bool) -> TokenStatistics:
+    def _statistics(
+        self, batch: PackedBatch, with_extras: bool, hidden_ND: torch.Tensor | None = None
+    ) -> TokenStatistics:
         if self.attention == "padded":
             statistics = plain_statistics(self.causal_lm, batch, self.head.temperature)
             return statistics if with_extras else statistics._replace(collision_N=None, max_prob_N=None)
         weight_VD, bias_V = self._head_weights()
         return token_statistics(
-            self._hidden(batch),
+            self._hidden(batch) if hidden_ND is None else hidden_ND,
             weight_VD,
             batch.target_N,
             bias_V=bias_V,

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,14 +44,20 @@ from rlhf.training.progress import ProgressDisplay
 from rlhf.training.recorder import Recorder, peak_bytes
 from rlhf.training.report import write_report
 from rlhf.training.run_folder import RunFolder
-from rlhf.training.trainer import Trainer
+from rlhf.training.trainer import RolloutAlgorithm, Trainer
 from rlhf.training.weight_sync import sync_weights
 
 MakeEvaluators = Callable[[GRPOConfig, PreTrainedTokenizerBase, Accelerator, Path], Sequence[Evaluator]]
 """Makes evaluators from the configuration, the tokenizer, the ranks and the run's folder."""
+MakeAlgorithm = Callable[[Any, int], RolloutAlgorithm]
+"""Makes the algorithm from its section of the configuration and the number of samples a prompt."""
 
 
-def run(config: GRPOConfig, make_evaluators: MakeEvaluators | None = None) -> Path:
+def run(
+    config: GRPOConfig,
+    make_evaluators: MakeEvaluators | None = None,
+    make_algorithm: MakeAlgorithm = PolicyGradient,
+) -> Path:
     """Train as configured; returns the run's folder. Resumes from the newest whole checkpoint where there is one.
 
     `make_evaluators` makes those for `evaluation.benchmarks` (`eval.in_training.benchmark_evaluators`). Raises
@@ -89,7 +96,7 @@ def run(config: GRPOConfig, make_evaluators: MakeEvaluators | None = None) -> Pa
     if config.algorithm.kl.coefficient > 0 and config.model.lora is None:
         reference = load_policy(config.model, temperature=config.sampling.temperature).to(accelerator.device)
         reference.requires_grad_(False).eval()
-    algorithm = PolicyGradient(config.algorithm, config.sampling.samples_per_prompt)
+    algorithm = make_algorithm(config.algorithm, config.sampling.samples_per_prompt)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference)
     engine = build_engine(
         config.engine, config.model, tokenizer=tokenizer,
@@ -103,13 +110,16 @@ def run(config: GRPOConfig, make_evaluators: MakeEvaluators | None = None) -> Pa
     step, pending = 0, []
     if checkpoint is not None:
         step, pending = _restore(checkpoint, learner, stream, accelerator)
+        if hasattr(algorithm, "load_state_dict"):
+            algorithm.load_state_dict(checkpoint.state["algorithm"])
     sync_weights(policy, engine, version=step)
     if accelerator.is_main_process:
         folder.truncate_after(step if checkpoint is not None else -1)
     best: dict[str, float] = dict(checkpoint.state.get("best", {})) if checkpoint else {}
 
     def save(at: int, waiting: list[Sample]) -> None:
-        _save(config, folder, learner, stream, recorder, at, gather_lists(waiting), best)
+        state = algorithm.state_dict() if hasattr(algorithm, "state_dict") else {}
+        _save(config, folder, learner, stream, recorder, at, gather_lists(waiting), best, state)
 
     scorer = RewardScorer(config.rewards)
     trainer = Trainer(
@@ -170,7 +180,7 @@ def _restore(
 
 def _save(
     config: GRPOConfig, folder: RunFolder, learner: Learner, stream: PromptStream, recorder: Recorder,
-    step: int, pending: list[Sample], best: dict[str, float],
+    step: int, pending: list[Sample], best: dict[str, float], algorithm: dict[str, Any],
 ) -> None:  # fmt: skip
     accelerator = learner.accelerator
     value = _value_to_keep(config.checkpoint.keep_best, recorder)
@@ -186,6 +196,7 @@ def _save(
             "skipped_in_row": learner.guard.skipped_in_row,
             "world_size": accelerator.num_processes,
             "best": best,
+            "algorithm": algorithm,
         }
         save_checkpoint(
             folder.checkpoints, Checkpoint(state, learner.weights.state_dict(), learner.optimizer.state_dict(), pending)

@@ -1,7 +1,8 @@
 """The learner: packed micro-batches in, one optimizer step out, under one denominator."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +13,7 @@ from rlhf.algorithms.token_fields import TokenFields
 from rlhf.config.grpo import GRPOConfig
 from rlhf.data.seeds import derive_seed
 from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
-from rlhf.models.policy import Policy
+from rlhf.models.policy import AtHead, Policy
 from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
 from rlhf.training.collectives import sum_gradients, sum_numbers
 from rlhf.training.guards import NonFiniteGuard
@@ -35,6 +36,35 @@ class Algorithm(Protocol):
 
     def measure(self, logp_N: Tensor, entropy_N: Tensor, fields: TokenFields) -> dict[str, float]:
         """Sums over the tokens, by metric name."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepVerdict:
+    """What a screening algorithm says of a whole optimizer step: a factor of its gradient, whether to leave it out,
+    metrics. Equal on all ranks."""
+
+    scale: float = 1.0
+    is_skipped: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class ScreeningAlgorithm(Algorithm, Protocol):
+    """An algorithm that decides which tokens count from what enters the LM head. All but `screen` are collective."""
+
+    def begin_step(self, learner: "Learner", lr: float) -> None:
+        """Before the first micro-batch of an optimizer step with learning rate `lr`."""
+
+    def screen(
+        self, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, actions_N: Tensor
+    ) -> TokenFields:
+        """The fields of a micro-batch with the weights that its tokens are to have."""
+
+    def end_step(self, learner: "Learner") -> StepVerdict:
+        """After the last backward pass, before clipping."""
+
+    def after_step(self, learner: "Learner", samples: list[TrainingSample]) -> Mapping[str, float]:
+        """After the optimizer step on `samples`: metrics of what it did, equal on all ranks."""
 
 
 class Learner:
@@ -99,11 +129,18 @@ class Learner:
         learned = [sample for sample in samples if sample.learned and sample.length]
         self.policy.train()
         self.weights.zero_gradients()
+        factor = learning_rate_factor(self.updates, self.total_updates, self.config.schedule)
+        screening = algorithm if isinstance(algorithm, ScreeningAlgorithm) else None
+        if screening is not None:
+            screening.begin_step(self, self.config.optimizer.lr * factor)
         loss, tokens, sums = 0.0, 0, {}
         for members in self._micro_batches(learned):
             part = [learned[index] for index in members]
             packed, fields = self._prepare(part, totals, algorithm.denominator, old_logps)
-            output = self.policy(packed, algorithm.objective(fields), elementwise=algorithm.elementwise)
+            at_head = None if screening is None else _screened(screening, fields, packed)
+            output = self.policy(
+                packed, algorithm.objective(fields), elementwise=algorithm.elementwise, at_head=at_head
+            )
             output.loss.backward()
             self.weights.collect_gradients()
             loss += float(output.loss.detach())
@@ -112,9 +149,12 @@ class Learner:
                 sums[name] = sums.get(name, 0.0) + value
         self.weights.fill_missing_gradients()
         sum_gradients(self.weights.masters)
+        verdict = StepVerdict() if screening is None else screening.end_step(self)
+        if verdict.scale != 1:
+            torch._foreach_mul_([master.grad for master in self.weights.masters], verdict.scale)
+            loss *= verdict.scale
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.config.batch.max_grad_norm))
         loss = sum_numbers({"loss": loss}, self.device)["loss"]
-        factor = learning_rate_factor(self.updates, self.total_updates, self.config.schedule)
         self.updates += 1
         for name, value in sums.items():
             averager.add(name, value / max(tokens, 1), weight=tokens)
@@ -131,11 +171,24 @@ class Learner:
             return
         self.guard.reset()
         averager.add_sum("guards/skipped_updates", 0.0)
+        for name, value in verdict.metrics.items():
+            averager.add(name, value)
+        if verdict.is_skipped:
+            self.weights.zero_gradients()
+            return
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
         self.optimizer.step()
         self.weights.publish()
         self.weights.zero_gradients()
+        if screening is not None:
+            for name, value in screening.after_step(self, learned).items():
+                averager.add(name, value)
+
+    def logps(self, samples: Sequence[TrainingSample]) -> list[tuple[float, ...]]:
+        """Log-probs of the completions under the policy as it is."""
+        self.policy.eval()
+        return self._score(samples, lambda packed: self.policy(packed).logp_N)
 
     def sample_gradient(
         self, sample: TrainingSample, totals: StepTotals, algorithm: Algorithm, old_logps: dict[int, Tensor] | None
@@ -172,9 +225,7 @@ class Learner:
     def _old_logps(self, samples: list[TrainingSample]) -> dict[int, Tensor]:
         """Log-probs before the first of several updates, by id() of the sample: what the ratio is taken against."""
         learned = [sample for sample in samples if sample.learned]
-        self.policy.eval()
-        scored = self._score(learned, lambda packed: self.policy(packed).logp_N)
-        return {id(sample): torch.tensor(values) for sample, values in zip(learned, scored, strict=True)}
+        return {id(sample): torch.tensor(values) for sample, values in zip(learned, self.logps(learned), strict=True)}
 
     def _micro_batches(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
         return micro_batches([_sequence(sample) for sample in samples], self.config.batch.tokens_per_micro_batch)
@@ -211,6 +262,15 @@ class Learner:
     def _group_order(self, groups: int, step: int, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, step, "minibatches", epoch))
         return torch.randperm(groups, generator=generator).tolist()
+
+
+def _screened(algorithm: ScreeningAlgorithm, fields: TokenFields, packed: PackedBatch) -> AtHead:
+    """The algorithm's objective with the weights that it gives tokens when it sees what enters the head."""
+
+    def at_head(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Objective:
+        return algorithm.objective(algorithm.screen(fields, hidden_ND, weight_VD, bias_V, packed.target_N))
+
+    return at_head
 
 
 def _sequence(sample: TrainingSample) -> TrainingSequence:
