@@ -1,14 +1,17 @@
 """AdaBelief (Zhuang et al. 2020, arXiv 2010.07468): a step is large where gradients agree with their running mean."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf.optim.base import FlatOptimizer, Slot, full_job, noise_of
+from rlhf.optim.base import FlatOptimizer, Slot, full_job
+from rlhf.optim.elementwise import Job, bucket_ranges
 from rlhf.optim.layout import sum_by_tensor
-from rlhf.optim.rules import AdaBeliefRule
+from rlhf.optim.norms import sum_of_squares
+from rlhf.optim.rules import AdaBeliefRule, Numbers
 
 RULE = AdaBeliefRule()
 ADABELIEF_KEYS = {
@@ -36,7 +39,7 @@ class AdaBelief(FlatOptimizer):
         """`settings`: those of `AdaBeliefRule` and of `SHARED_DEFAULTS`."""
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
                     "max_update_rms": max_update_rms}  # fmt: skip
-        super().__init__(params, defaults | ADABELIEF_KEYS | settings)
+        super().__init__(params, defaults | ADABELIEF_KEYS, settings)
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         super().check_group(group)
@@ -55,48 +58,64 @@ class AdaBelief(FlatOptimizer):
         if group["max_update_rms"] is None:
             self.update_full(group, slots, RULE, lr)
         else:
-            for slot in slots:
-                self._bounded_step(group, slot, lr)
+            self._update_bounded(group, slots, lr)
 
-    def _bounded_step(self, group: dict[str, Any], slot: Slot, lr: float) -> None:
-        """The step of one buffer, with the steps of each of its tensors scaled to the bound on their RMS."""
-        self.allocate_full(group, slot, RULE)
-        slot.state["step"] += 1
-        numbers = RULE.numbers(group, lr, float(slot.state["step"]))
-        job = full_job(group, slot, RULE)
-        before = job.param.read(0, job.numel).clone()
-        moments = [buffer.read(0, job.numel) for buffer in job.moments]
-        after, *moments_after = RULE.update(before, slot.grad.to(before.dtype), moments, numbers)
-        # the decay is no part of what is bounded
-        decayed = before * numbers["decay"]
-        update = after - decayed
-        update *= self._scale(slot, update, lr * group["max_update_rms"])
-        noise = noise_of(group, slot, int(slot.state["step"]))
-        job.param.write(0, job.numel, decayed + update, lambda: noise("param", 0, job.numel))
-        for index, (buffer, value) in enumerate(zip(job.moments, moments_after, strict=True)):
-            buffer.write(0, job.numel, value, lambda index=index: noise(f"moment{index}", 0, job.numel))
+    def _update_bounded(self, group: dict[str, Any], slots: list[Slot], lr: float) -> None:
+        """The step of each tensor scaled to the bound on its RMS: one pass over moments and gradients measures the
+        steps, one over moments and parameters takes them. `impl` has no say."""
+        jobs, numbers, sums = [], [], []
+        for slot in slots:
+            self.allocate_full(group, slot, RULE)
+            slot.state["step"] += 1
+            jobs.append(full_job(group, slot, RULE))
+            numbers.append(RULE.numbers(group, lr, float(slot.state["step"])))
+            sums.append(_measured(slot, jobs[-1], numbers[-1]))
+        layouts = [slot.layout for slot in slots]
+        sums_P = sum_by_tensor(layouts, torch.cat(sums))
+        shapes = [piece.shape for layout in layouts for piece in layout.pieces]
+        numels_P = torch.tensor([torch.Size(shape).numel() for shape in shapes], dtype=torch.float64)
+        limit = lr * group["max_update_rms"]
+        # no step at all has no RMS to divide by
+        scales_P = limit / (sums_P.cpu() / numels_P).sqrt().clamp_min(1e-300)
+        scales = iter(scales_P.clamp_max(1.0).tolist())
+        for slot, job, of_step in zip(slots, jobs, numbers, strict=True):
+            for piece in slot.layout.pieces:
+                scaled = of_step | {"step_size": of_step["step_size"] * next(scales)}
+                _descend(job, piece.offset, piece.offset + piece.numel, scaled)
 
-    @staticmethod
-    def _scale(slot: Slot, update: Tensor, limit: float) -> Tensor:
-        """min(1, limit / RMS) for each element's tensor; the RMS is over the whole tensor, on all ranks that hold it.
-        """
-        sums = torch.zeros(len(slot.layout.pieces), dtype=torch.float64, device=update.device)
-        for index, piece in enumerate(slot.layout.pieces):
-            sums[index] = update[piece.offset : piece.offset + piece.numel].double().square().sum()
-        sums = sum_by_tensor([slot.layout], sums)
-        scale = torch.ones_like(update)
-        for index, piece in enumerate(slot.layout.pieces):
-            rms = (sums[index] / torch.Size(piece.shape).numel()).sqrt()
-            scale[piece.offset : piece.offset + piece.numel] = (limit / rms.clamp_min(1e-300)).clamp_max(1.0)
-        return scale
+
+def _measured(slot: Slot, job: Job, numbers: Numbers) -> Tensor:
+    """Update the moments; the sum of the squares of each piece's step, shape (P,), float64."""
+    sums_P = torch.zeros(len(slot.layout.pieces), dtype=torch.float64, device=job.grad.device)
+    for start, stop in bucket_ranges(0, job.numel, job.grad.device):
+        param = job.param.read(start, stop)
+        moments = [[buffer.read(start, stop)] for buffer in job.moments]
+        scratch = RULE.average([param], [job.grad[start:stop].to(param.dtype)], moments, numbers)
+        for index, (buffer, (moment,)) in enumerate(zip(job.moments, moments, strict=True)):
+            bits = functools.partial(job.noise, f"moment{index}", start, stop - start)
+            buffer.write(start, stop, moment, bits)
+        step = torch.zeros_like(param)
+        RULE.descend([step], moments, scratch, numbers)
+        for index, first, last in slot.layout.parts(start, stop):
+            sums_P[index] += sum_of_squares(step[first - start : last - start])
+    return sums_P
+
+
+def _descend(job: Job, start: int, stop: int, numbers: Numbers) -> None:
+    """Decay, and the step by the moments as they are."""
+    for first, last in bucket_ranges(start, stop, job.grad.device):
+        param = job.param.read(first, last)
+        moments = [[buffer.read(first, last)] for buffer in job.moments]
+        param.mul_(numbers["decay"])
+        RULE.descend([param], moments, [torch.empty_like(param)], numbers)
+        job.param.write(first, last, param, functools.partial(job.noise, "param", first, last - first))
 
 
 def check_adabelief(group: Mapping[str, Any]) -> None:
     """Raises ValueError where AdaBelief's settings contradict each other."""
     if group["eps_mode"] not in ("accumulate", "additive"):
         raise ValueError(f"eps_mode is {group['eps_mode']!r}: choose accumulate or additive")
-    if group["eps"] < 0 or (group["eps"] == 0 and not group["rectify"]):
+    if group["eps"] == 0:
         raise ValueError(f"eps is {group['eps']}: elements without a gradient would divide 0 by 0; use 1e-16 or 1e-19")
     if group["eps_mode"] == "additive" and group["rectify"]:
         raise ValueError("eps_mode additive corrects the second moment, rectify uses it as stored: choose one")
-

@@ -51,7 +51,7 @@ class AuON(FlatOptimizer):
             "eps_norm": eps_norm, "eps_divisor": eps_divisor, "weight_decay": weight_decay, "adamw_lr": adamw_lr,
             "betas": tuple(betas), "eps": eps, "min_grad_rms": min_grad_rms,
         }  # fmt: skip
-        super().__init__(params, defaults | settings)
+        super().__init__(params, defaults, settings)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         role = param_group.get("role", self.defaults["role"])

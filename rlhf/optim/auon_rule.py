@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlhf.optim.norms import sum_of_squares
+
 Brake = Literal["series", "exact", "log"]
 AdjustLR = Literal["paper", "match_rms_adamw", "none"]
 Reduce = Callable[[Tensor], Tensor]
@@ -32,9 +34,6 @@ GAMMA = 1.5
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's iteration (kellerjordan.github.io/posts/muon): a singular value s in [0, 1] becomes
 3.4445 s - 4.775 s^3 + 2.0315 s^5, at most 1.2024."""
-ROW = 1024
-"""Elements whose squares are summed in float32 before the sums are added in float64. torch's norm of 7 million
-float32 elements on a CPU, summed in one go, is 2e-4 off, and would depend on how a matrix is cut."""
 
 
 def update_momentum_(momentums: Sequence[Tensor], grads: Sequence[Tensor], mu: float) -> None:
@@ -49,7 +48,7 @@ def nesterov(momentums: Sequence[Tensor], grads: Sequence[Tensor], mu: float) ->
 
 def sums_of_squares(us: Sequence[Tensor]) -> Tensor:
     """Sum of the squares of each tensor, shape (P,), float64."""
-    sums = [_sum_of_squares(u.reshape(-1)) for u in us]
+    sums = [sum_of_squares(u.reshape(-1)) for u in us]
     # a rank may have no piece of any matrix, and takes part in the reductions all the same
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64)
 
@@ -209,12 +208,6 @@ def apply_(params: Sequence[Tensor], us: Sequence[Tensor], factor_P: Tensor, dec
         torch._foreach_mul_(list(params), decay)
     for param, u, factor in zip(params, us, factor_P, strict=True):
         param.addcmul_(u, factor.to(u.dtype), value=-1)
-
-
-def _sum_of_squares(flat_N: Tensor) -> Tensor:
-    stop = flat_N.numel() // ROW * ROW
-    rows = torch.linalg.vector_norm(flat_N[:stop].view(-1, ROW), dim=1).double().square().sum()
-    return rows + torch.linalg.vector_norm(flat_N[stop:]).double().square()
 
 
 def _gaussian_divisor(gamma: float) -> float:

@@ -1,6 +1,7 @@
 """What the optimizers of this package share: one pass over the gradients, gates, state that survives saving."""
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,8 @@ SHARED_DEFAULTS = {
 `role`: "full" (elementwise rule), "split" (FRUGAL) or "matrix" (AuON); see rlhf.optim.parameter_groups.
 `impl`: "auto", "foreach", "compiled", "loop". `state_dtype`: "float32", "bfloat16" (stochastic rounding), "8bit".
 `param_precision`: "native", or for bfloat16 parameters "sr" (stochastic rounding), "split16", "split8" (their lost bits
-beside them). `seed`: rounding and selection are functions of it. `skip_nonfinite`: a step with a NaN or an infinity in
-any gradient changes nothing.
+beside them); float64 parameters have float64 state. `seed`: rounding and selection are functions of it.
+`skip_nonfinite`: a step with a NaN or an infinity in a gradient of such a group changes nothing, in any group.
 """
 NOT_SHARDED = ("lines", "column_step", "basis")
 """State that every rank has whole where the parameter is sharded."""
@@ -56,12 +57,19 @@ class Slot:
 class FlatOptimizer(Optimizer):
     """Base class. A subclass updates one group's slots in `update_group`."""
 
-    def __init__(self, params: Iterable, defaults: Mapping[str, Any]) -> None:
-        super().__init__(params, {**SHARED_DEFAULTS, **defaults})
+    def __init__(self, params: Iterable, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Raises TypeError for settings that are none of the defaults."""
+        defaults = {**SHARED_DEFAULTS, **defaults}
+        unknown = sorted(set(settings) - set(defaults))
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(unknown)}: it has {', '.join(defaults)}")
+        super().__init__(params, defaults | dict(settings))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        param_group.setdefault("first_parameter", sum(len(group["params"]) for group in self.param_groups))
+        # before it is one of the groups
+        self.check_group(self.defaults | param_group)
         super().add_param_group(param_group)
-        self.check_group(self.param_groups[-1])
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Raises ValueError naming the key, its value and what it may be."""
@@ -72,6 +80,8 @@ class FlatOptimizer(Optimizer):
         for beta in group["betas"]:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas are {group['betas']}: each must be in [0, 1)")
+        if group["eps"] < 0:
+            raise ValueError(f"eps is {group['eps']}: it must be 0 or more")
         for name, choices in CHOICES.items():
             if group[name] not in choices:
                 raise ValueError(f"{name} is {group[name]!r}: choose one of {', '.join(choices)}")
@@ -85,10 +95,17 @@ class FlatOptimizer(Optimizer):
                 loss = closure()
         work = [(group, self._slots(group)) for group in self.param_groups]
         work = [(group, slots) for group, slots in work if slots]
-        if not work or self._is_materialising(work):
+        if not work:
             return loss
-        sums = self._gradient_sums(work)
-        if sums is not None and not all(map(_is_finite, sums)):
+        is_materialising = self._is_materialising(work)
+        sums = None if is_materialising else self._gradient_sums(work)
+        checked = zip(work, sums or (), strict=False)
+        if any(group["skip_nonfinite"] and not math.isfinite(rms) for (group, _), rms in checked):
+            return loss
+        # only now: torch takes an entry, be it empty, for state that need not be made
+        self.state.update({slot.parameter: slot.state for _, slots in work for slot in slots})
+        if is_materialising:
+            self._materialise(work)
             return loss
         for index, (group, slots) in enumerate(work):
             self.update_group(group, slots, None if sums is None else sums[index])
@@ -144,7 +161,7 @@ class FlatOptimizer(Optimizer):
                     self.state[parameter][name] = moved if moved.ndim == 0 else moved.to(parameter.device)
 
     def _slots(self, group: dict[str, Any]) -> list[Slot]:
-        names = group.get("param_names") or [f"parameter.{index}" for index in range(len(group["params"]))]
+        names = parameter_names(group)
         slots = []
         for index, parameter in enumerate(group["params"]):
             if parameter.grad is None:
@@ -156,12 +173,12 @@ class FlatOptimizer(Optimizer):
             grad = local_flat(parameter.grad.contiguous())
             grad = -grad if group["maximize"] else grad
             layout = pieces_of(parameter, name)
-            slots.append(Slot(parameter, local_flat(parameter), grad, name, layout, self.state[parameter]))
+            slots.append(Slot(parameter, local_flat(parameter), grad, name, layout, self.state.get(parameter, {})))
         return slots
 
     def _is_materialising(self, work: list[tuple[dict[str, Any], list[Slot]]]) -> bool:
-        """torch's distributed checkpoint makes state by a step of learning rate 0 with zero gradients: state is
-        allocated, and no counter moves."""
+        """Whether it is the step of learning rate 0 with zero gradients by which torch's distributed checkpoint makes
+        state: state is allocated, and no counter moves."""
         if any(float(group["lr"]) != 0 for group, _ in work):
             return False
         every = [slot for _, slots in work for slot in slots]
@@ -169,13 +186,13 @@ class FlatOptimizer(Optimizer):
             return False
         # all ranks decide alike: a rank's own part of a gradient may be zero where the others' are not
         counts = torch.stack([slot.grad.count_nonzero() for slot in every])
-        if sum_by_layout([slot.layout for slot in every], counts).any():
-            return False
+        return not sum_by_layout([slot.layout for slot in every], counts).any()
+
+    def _materialise(self, work: list[tuple[dict[str, Any], list[Slot]]]) -> None:
         for group, slots in work:
             for slot in slots:
                 self.allocate(group, slot)
                 parameter_buffer(slot.parameter, slot.state, group["param_precision"])
-        return True
 
     def _gradient_sums(self, work: list[tuple[dict[str, Any], list[Slot]]]) -> list[float] | None:
         """The RMS of each group's gradient over all ranks that hold parts of it, or None where no gate needs it."""
@@ -183,12 +200,18 @@ class FlatOptimizer(Optimizer):
             return None
         every = [slot for _, slots in work for slot in slots]
         layouts = [slot.layout for slot in every]
-        squares = torch.stack(torch._foreach_norm([slot.grad for slot in every])).double().square()
+        squares = torch.stack(_norms([slot.grad for slot in every])).square()
         # padding is no gradient
         counts = torch.tensor([float(layout.numel) for layout in layouts], dtype=torch.float64).to(squares.device)
         totals = sum_by_layout([*layouts, *layouts], torch.cat([squares, counts])).view(2, -1)
         by_group = [part.sum(1) for part in totals.split([len(slots) for _, slots in work], dim=1)]
         return [(total / max(count, 1)) ** 0.5 for total, count in torch.stack(by_group).tolist()]
+
+
+def parameter_names(group: Mapping[str, Any]) -> list[str]:
+    """Names of the group's parameters; those without a name are numbered through all groups."""
+    first = group.get("first_parameter", 0)
+    return group.get("param_names") or [f"parameter.{first + index}" for index in range(len(group["params"]))]
 
 
 def full_job(group: Mapping[str, Any], slot: Slot, rule: Rule) -> Job:
@@ -209,14 +232,13 @@ def noise_of(group: Mapping[str, Any], slot: Slot, step: int) -> Callable[[str, 
         device = slot.values.device
         # padding between the tensors of a flat partition keeps zeros: nothing reads it
         bits = torch.zeros(numel, dtype=torch.int32, device=device)
-        for piece in slot.layout.pieces:
-            first, last = max(offset, piece.offset), min(offset + numel, piece.offset + piece.numel)
-            if first < last:
-                key = mix(piece.key, tensor_key(field))
-                start = piece.start + first - piece.offset
-                bits[first - offset : last - offset] = random_bits_range(
-                    group["seed"], step, key, start, last - first, device
-                )
+        for index, first, last in slot.layout.parts(offset, offset + numel):
+            piece = slot.layout.pieces[index]
+            key = mix(piece.key, tensor_key(field))
+            start = piece.start + first - piece.offset
+            bits[first - offset : last - offset] = random_bits_range(
+                group["seed"], step, key, start, last - first, device
+            )
         return bits
 
     return noise
@@ -253,5 +275,12 @@ def allocate_moment(group: Mapping[str, Any], slot: Slot, name: str, width: int 
         state[f"{name}_absmax"] = shaped_like(state[f"{name}_absmax"], parameter, width // BLOCK)
 
 
-def _is_finite(value: float) -> bool:
-    return value == value and value not in (float("inf"), float("-inf"))
+def _norms(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Norm of each tensor, float64 scalars. The norm of float16 can pass its largest value."""
+    norms: dict[int, Tensor] = {}
+    for dtype in {grad.dtype for grad in grads}:
+        places = [index for index, grad in enumerate(grads) if grad.dtype == dtype]
+        wide = torch.promote_types(dtype, torch.float32)
+        of_dtype = torch._foreach_norm([grads[index] for index in places], 2, dtype=wide)
+        norms |= {index: norm.double() for index, norm in zip(places, of_dtype, strict=True)}
+    return [norms[index] for index in range(len(grads))]

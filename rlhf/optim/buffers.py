@@ -96,8 +96,8 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """8 bits a value and one float32 scale for each block of 256. `start` and `stop` are multiples of the block, or the
-    end."""
+    """8 bits a value and one float32 scale for each block of 256. `write` takes whole blocks: `start` and `stop` are
+    multiples of the block, or the end."""
 
     codes: Tensor
     absmax: Tensor
@@ -105,7 +105,9 @@ class Quantized:
 
     def read(self, start: int, stop: int) -> Tensor:
         dequantize = dequantize_signed if self.signed else dequantize_unsigned
-        return dequantize(self.codes[start:stop], self.absmax[start // BLOCK : -(-stop // BLOCK)])
+        first = start // BLOCK * BLOCK
+        blocks = dequantize(self.codes[first:stop], self.absmax[start // BLOCK : -(-stop // BLOCK)])
+        return blocks[start - first :]
 
     def write(self, start: int, stop: int, value: Tensor, bits: Bits) -> None:
         quantize = quantize_signed if self.signed else quantize_unsigned
@@ -126,14 +128,17 @@ def allocate_state(
     state: dict, name: str, numel: int, state_dtype: str, compute_dtype: torch.dtype, device: torch.device,
     smallest: int = SMALLEST_QUANTIZED,
 ) -> None:  # fmt: skip
-    """Zeros for state `name` of `numel` elements: one entry of `state`, or two where it is kept in 8 bits."""
+    """Zeros for state `name` of `numel` elements: one entry of `state`, or two where it is kept in 8 bits.
+
+    Float64 is for reference: state of float64 parameters is float64.
+    """
     state.pop(f"{name}_absmax", None)
-    if state_dtype == "8bit" and numel >= smallest:
+    if state_dtype == "8bit" and numel >= smallest and compute_dtype == torch.float32:
         # zero under either code: the scale is zero
         state[name] = torch.zeros(numel, dtype=torch.uint8, device=device)
         state[f"{name}_absmax"] = torch.zeros(-(-numel // BLOCK), device=device)
         return
-    dtype = torch.bfloat16 if state_dtype == "bfloat16" else compute_dtype
+    dtype = torch.bfloat16 if state_dtype == "bfloat16" and compute_dtype == torch.float32 else compute_dtype
     state[name] = torch.zeros(numel, dtype=dtype, device=device)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf.optim import schedules
-from rlhf.optim.base import Slot
+from rlhf.optim.base import Slot, parameter_names
 from rlhf.optim.buffers import BLOCK
 from rlhf.optim.hashing import mix
 from rlhf.optim.layout import Piece
@@ -98,5 +98,5 @@ def group_tensors(group: Mapping[str, Any], slots: Sequence[Slot]) -> list[tuple
     known = slots[0].layout.tensors
     if known is not None:
         return list(known)
-    names = group.get("param_names") or [f"parameter.{index}" for index in range(len(group["params"]))]
-    return [(name, tuple(parameter.shape)) for name, parameter in zip(names, group["params"], strict=True)]
+    pairs = zip(parameter_names(group), group["params"], strict=True)
+    return [(name, tuple(parameter.shape)) for name, parameter in pairs]

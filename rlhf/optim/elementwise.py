@@ -21,6 +21,13 @@ WORTH_COMPILING = 20_000_000
 """Compiling takes seconds to a minute: `auto` compiles from this many elements on."""
 
 
+def bucket_ranges(start: int, stop: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """`start` to `stop` in buckets."""
+    size = BUCKET_CPU if device.type == "cpu" else BUCKET_GPU
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
 @dataclass(slots=True)
 class Job:
     """`numel` elements of a parameter (from `param_start`), their gradient, and their moments (from `moment_start`).

@@ -78,7 +78,7 @@ class Frugal(FlatOptimizer):
             "density_epochs": density_epochs,
         }  # fmt: skip
         self._selections = WeakTensorKeyDictionary()
-        super().__init__(params, defaults | ADABELIEF_KEYS | settings)
+        super().__init__(params, defaults | ADABELIEF_KEYS, settings)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -6,7 +6,7 @@ state-full, how a value is rounded, a matrix's norm) is a function of the tensor
 the whole tensor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,14 @@ class Pieces:
     def numel(self) -> int:
         """Elements without padding."""
         return sum(piece.numel for piece in self.pieces)
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(index of a piece, first, last) of each stretch of a piece in the elements `start` to `stop` of the buffer.
+        """
+        for index, piece in enumerate(self.pieces):
+            first, last = max(start, piece.offset), min(stop, piece.offset + piece.numel)
+            if first < last:
+                yield index, first, last
 
 
 def attach(partition: Tensor, layout: Pieces) -> None:

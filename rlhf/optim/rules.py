@@ -127,11 +127,16 @@ class AdaBeliefRule:
         return {"kind": "momentum" if group["degenerated_to_sgd"] else "none"}
 
     def foreach(self, params: Tensors, grads: Tensors, moments: Sequence[Tensors], numbers: Numbers) -> None:
+        scratch = self.average(params, grads, moments, numbers)
+        if numbers["decay"] != 1:
+            torch._foreach_mul_(params, numbers["decay"])
+        self.descend(params, moments, scratch, numbers)
+
+    def average(self, params: Tensors, grads: Tensors, moments: Sequence[Tensors], numbers: Numbers) -> Tensors:
+        """Update the moments; returns tensors of their shapes for `descend` to use."""
         first, second = moments[:2]
         if numbers["coupled_decay"]:
             grads = torch._foreach_add(grads, params, alpha=numbers["coupled_decay"])
-        if numbers["decay"] != 1:
-            torch._foreach_mul_(params, numbers["decay"])
         torch._foreach_lerp_(first, grads, 1 - numbers["beta1"])
         scratch = torch._foreach_sub(grads, first)
         torch._foreach_mul_(second, numbers["beta2"])
@@ -140,13 +145,17 @@ class AdaBeliefRule:
             torch._foreach_add_(second, numbers["stored_eps"])
         if len(moments) == 3:
             torch._foreach_maximum_(moments[2], second)
+        return scratch
+
+    def descend(self, params: Tensors, moments: Sequence[Tensors], scratch: Tensors, numbers: Numbers) -> None:
+        """Add the step, without decay, to `params`; overwrites `scratch`."""
+        first, second = moments[:2]
         if numbers["kind"] == "none":
             return
         if numbers["kind"] == "momentum":
             torch._foreach_add_(params, first, alpha=-numbers["step_size"])
             return
         used = moments[2] if len(moments) == 3 and numbers["kind"] == "adaptive" else second
-        # the residual has been used: its storage takes the root
         torch._foreach_copy_(scratch, used)
         if numbers["eps_inside"]:
             torch._foreach_div_(scratch, numbers["correction"] ** 2)
