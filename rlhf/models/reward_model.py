@@ -29,8 +29,10 @@ Row = list[Message] | tuple[str, str]
 """A conversation that ends with the answer, or (prompt, answer)."""
 
 PROBES: tuple[Row, ...] = (("What is 2 + 3?", "2 + 3 is 5, because 3 + 2 is 5 as well."), ("What is 7?", "7"))
-# how far rounding may move a score between a batch and the text alone, in units of max(1, |score|)
+# how far a score may move with the token that is behind a text, in units of max(1, |score|): nothing moves in most
+# models, as the shapes are the same; experts get other shapes, which rounds otherwise
 FLOAT32_TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-3, 0.1
+LARGEST_PADDED_SHARE = 0.25
 SHOWN_KEYS = 4
 
 
@@ -93,7 +95,8 @@ class RewardModel:
         token_ids = [self._fit(self._encode(row, place), place) for row, place in zip(rows, places, strict=True)]
         scores = [math.nan] * len(rows)
         for members in padded_batches([len(ids) for ids in token_ids], self._token_budget):
-            found = self._forward([token_ids[index] for index in members])
+            texts = [token_ids[index] for index in members]
+            found = self._forward(texts, _absent_tokens(texts, self._vocabulary)[0])
             for index, score in zip(members, found, strict=True):
                 if not math.isfinite(score):
                     raise RewardModelError(
@@ -137,9 +140,8 @@ class RewardModel:
         return stays + ids[len(ids) - self.longest + len(stays) :]
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """The scores of texts that are padded on the right to the longest of them."""
-        pad = _absent_token(rows, self._vocabulary)
+    def _forward(self, rows: Sequence[Sequence[int]], pad: int) -> list[float]:
+        """The scores of texts that are padded to the longest of them, on the right and with a token of none of them."""
         for config in (self.model.config, self.model.config.get_text_config()):
             config.pad_token_id = pad
         longest = max(map(len, rows))
@@ -150,17 +152,20 @@ class RewardModel:
         return score_B1.float().squeeze(-1).tolist()
 
     def _check_padding(self) -> None:
-        """Raises UnsupportedArchitecture where a text scores otherwise in a batch than alone."""
+        """Raises UnsupportedArchitecture where a score depends on the token that texts are padded with.
+
+        Rounding plays no part in that, so it is told from a head that reads at the padding in any precision.
+        """
         rows = [self._fit(self._encode(row, "a probe"), "a probe") for row in PROBES]
         self.truncated = 0
         tolerance = FLOAT32_TOLERANCE if self.model.dtype == torch.float32 else HALF_PRECISION_TOLERANCE
-        for ids, together in zip(rows, self._forward(rows), strict=True):
-            alone = self._forward([ids])[0]
+        pads = _absent_tokens(rows, self._vocabulary)
+        for one, other in zip(*(self._forward(rows, pad) for pad in pads), strict=True):
             # NaN is left for `score`, which names the row
-            if abs(together - alone) > tolerance * max(1.0, abs(alone)):
+            if abs(one - other) > tolerance * max(1.0, abs(one)):
                 raise UnsupportedArchitecture(
-                    f"{type(self.model).__name__} of {self.path} scores a text {alone:.4g} alone and {together:.4g} "
-                    "padded behind its end: it reads its score elsewhere, or its attention sees the padding; choose "
+                    f"{type(self.model).__name__} of {self.path} scores a text {one:.4g} padded with one token and "
+                    f"{other:.4g} with another: it reads its score at the padding, or its attention sees it; choose "
                     "another reward model"
                 )
 
@@ -168,12 +173,14 @@ class RewardModel:
 def padded_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Indices of texts by batch, so that a batch has at most `token_budget` tokens when padded to its longest text.
 
-    Similar lengths are together, the longest first, so that running out of memory shows at once. A text above the
-    budget is a batch of its own. A pure function of its arguments.
+    The longest come first, so that running out of memory shows at once. No text is padded by more than a quarter of the
+    padded length. A text above the budget is a batch of its own. A pure function of its arguments.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= token_budget:
+        longest = lengths[batches[-1][0]] if batches else math.inf
+        is_similar = lengths[index] >= longest * (1 - LARGEST_PADDED_SHARE)
+        if is_similar and longest * (len(batches[-1]) + 1) <= token_budget:
             batches[-1].append(index)
         else:
             batches.append([index])
@@ -240,10 +247,11 @@ def _longest_text(config: PreTrainedConfig, tokenizer_limit: int) -> int:
     return tokenizer_limit if positions is None or positions < 1 else min(positions, tokenizer_limit)
 
 
-def _absent_token(rows: Sequence[Sequence[int]], vocabulary: int) -> int:
-    """The first token that is in none of `rows`; -1 where a single row, which is not padded, holds them all."""
+def _absent_tokens(rows: Sequence[Sequence[int]], vocabulary: int) -> tuple[int, int]:
+    """The first two tokens that are in none of `rows`; -1 where a single row, which is not padded, holds them all."""
     used = set(chain.from_iterable(rows))
-    return next((token for token in range(vocabulary) if token not in used), -1)
+    absent = chain((token for token in range(vocabulary) if token not in used), (-1, -1))
+    return next(absent), next(absent)
 
 
 def _some(names: Sequence[str]) -> str:

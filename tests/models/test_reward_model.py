@@ -1,6 +1,7 @@
 """Scores of tiny reward models against transformers' own forward of each text alone, and what is refused."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,14 @@ from transformers import (
 from rlhf.config.model import ModelConfig
 from rlhf.data.errors import DataError
 from rlhf.models.embedded import resolve_model_path
-from rlhf.models.reward_model import RewardModel, RewardModelError, Row, check_reward_model, padded_batches
+from rlhf.models.reward_model import (
+    RewardModel,
+    RewardModelError,
+    Row,
+    _absent_tokens,
+    check_reward_model,
+    padded_batches,
+)
 from rlhf.models.self_check import UnsupportedArchitecture
 
 TOLERANCE = 1e-5  # float32 rounding of scores of order 1, in another order of summation
@@ -175,8 +183,10 @@ def test_a_text_that_holds_the_whole_vocabulary_is_scored_too(tmp_path):
     path = save_reward_model(tmp_path)
     model = load(path)
     # as of a model with a small vocabulary: no token is left to pad with
-    model._vocabulary, row = 3, [2, 0, 1, 2]
-    assert model._forward([row]) == pytest.approx(reference(path, [row]), rel=0, abs=TOLERANCE)
+    row = [2, 0, 1, 2]
+    assert model._forward([row], _absent_tokens([row], 3)[0]) == pytest.approx(
+        reference(path, [row]), rel=0, abs=TOLERANCE
+    )
 
 
 def test_batches_hold_every_text_once_within_the_budget():
@@ -188,8 +198,11 @@ def test_batches_hold_every_text_once_within_the_budget():
         assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
         longest = [max(lengths[i] for i in batch) for batch in batches]
         assert longest == sorted(longest, reverse=True)
-        # a text opens a batch only where it would not fit the one before
-        assert all((len(b) + 1) * max(lengths[i] for i in b) > budget for b in batches[:-1])
+        # a text opens a batch only where it would not fit the one before, or be a quarter of padding there
+        for before, after in pairwise(batches):
+            padded, text = max(lengths[i] for i in before), max(lengths[i] for i in after)
+            assert (len(before) + 1) * padded > budget or text < 0.75 * padded
+        assert all(lengths[i] >= 0.75 * max(lengths[j] for j in b) for b in batches for i in b)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +277,9 @@ def test_a_head_of_another_shape_is_refused(tmp_path):
 
 def test_a_model_that_reads_its_score_from_the_padding_is_refused(tmp_path):
     path = save_reward_model(tmp_path, CONFIGS["xlnet"]())
-    with pytest.raises(UnsupportedArchitecture, match=r"XLNetForSequenceClassification .* alone and .* padded"):
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"XLNetForSequenceClassification .* padded with one token and .* with another"
+    ):
         load(path)
 
 
