@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.optim.base import FlatOptimizer, Slot, full_job
+from rlhf.optim.base import FlatOptimizer, Slot, full_job, lacks_layout
 from rlhf.optim.elementwise import Job, bucket_ranges
 from rlhf.optim.layout import sum_by_tensor
 from rlhf.optim.norms import sum_of_squares
@@ -57,8 +57,13 @@ class AdaBelief(FlatOptimizer):
         lr = float(group["lr"])
         if group["max_update_rms"] is None:
             self.update_full(group, slots, RULE, lr)
-        else:
-            self._update_bounded(group, slots, lr)
+            return
+        if lacks_layout(group):
+            raise ValueError(
+                "max_update_rms bounds the step of a tensor, and DeepSpeed's flat partitions have several: call "
+                "rlhf.optim.zero.attach_zero_layout(engine) after deepspeed.initialize"
+            )
+        self._update_bounded(group, slots, lr)
 
     def _update_bounded(self, group: dict[str, Any], slots: list[Slot], lr: float) -> None:
         """The step of each tensor scaled to the bound on its RMS: one pass over moments and gradients measures the

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from rlhf.optim.buffers import BLOCK, SMALLEST_QUANTIZED, allocate_state, parameter_buffer, state_buffer
 from rlhf.optim.elementwise import Job, resolve, run
 from rlhf.optim.hashing import mix, random_bits_range, tensor_key
-from rlhf.optim.layout import Pieces, local_flat, pieces_of, placed_like, shaped_like, sum_by_layout
+from rlhf.optim.layout import Pieces, attached, local_flat, pieces_of, placed_like, shaped_like, sum_by_layout
 from rlhf.optim.rules import Rule
 
 SHARED_DEFAULTS = {
@@ -212,6 +212,13 @@ def parameter_names(group: Mapping[str, Any]) -> list[str]:
     """Names of the group's parameters; those without a name are numbered through all groups."""
     first = group.get("first_parameter", 0)
     return group.get("param_names") or [f"parameter.{first + index}" for index in range(len(group["params"]))]
+
+
+def lacks_layout(group: Mapping[str, Any]) -> bool:
+    """Whether flat partitions stand in for the group's tensors, and nothing says what they consist of. A partition of
+    one tensor is not noticed."""
+    is_replaced = len(group.get("param_names", group["params"])) != len(group["params"])
+    return is_replaced and any(attached(parameter) is None for parameter in group["params"])
 
 
 def full_job(group: Mapping[str, Any], slot: Slot, rule: Rule) -> Job:
