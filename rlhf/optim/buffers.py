@@ -21,6 +21,8 @@ from rlhf.optim.rounding import join8, join16, round_stochastically, split8, spl
 
 Bits = Callable[[], Tensor]
 """Gives int32 random bits for the elements that are written."""
+NEAREST = -0x7FFF8000
+"""Bits with which the nearest value is taken: halves of both the 16 and the 24 bits that are looked at."""
 SMALLEST_QUANTIZED = 4096
 """Tensors with fewer elements stay float32: their state is small, and a block would mix unlike values."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from rlhf.optim.base import Slot, allocate_moment, compute_dtype
-from rlhf.optim.buffers import allocate_state, state_buffer
+from rlhf.optim.buffers import NEAREST, allocate_state, state_buffer
 from rlhf.optim.coordinate_split import chooses_all, chooses_any, compact_offsets
 from rlhf.optim.layout import local_flat
 from rlhf.optim.rules import Rule
@@ -20,11 +20,12 @@ def carry_state(
     state, mode = slot.state, group["state_mode"]
     size = compact_offsets(new)[-1]
     names = [moment.name for moment in rule.moments(group)]
-    had_any = old is not None and all(name in state for name in names)
+    has_moments = all(name in state for name in names)
+    if mode == "keep" and has_moments and local_flat(state[names[0]]).numel() == size:
+        return
+    had_any = old is not None and has_moments
     was_whole = had_any and all(map(chooses_all, old))
     is_whole = any(map(chooses_any, new)) and all(map(chooses_all, new))
-    if mode == "keep" and had_any and local_flat(state[names[0]]).numel() == size:
-        return
     if mode == "project" and was_whole and is_whole:
         return
     carried = {}
@@ -34,7 +35,7 @@ def carry_state(
                                .read(0, old[0].size))
             for m in rule.moments(group)
         }  # fmt: skip
-        steps = torch.zeros(slot.layout.pieces[0].shape[-1], device=slot.values.device)
+        steps = torch.zeros(torch.Size(slot.layout.pieces[0].shape[1:]).numel(), device=slot.values.device)
         counted = state["step"].to(steps.device).expand(len(old[0].columns_K))
         steps[old[0].columns_K.long()] = state.get("column_step", counted)
         state["column_step"] = steps[new[0].columns_K.long()].clone()
@@ -44,12 +45,12 @@ def carry_state(
     state["step"].zero_()
     if not any(map(chooses_any, new)):
         return
-    zeros = torch.zeros(size if carried else 0, dtype=torch.int32, device=slot.values.device)
+    nearest = torch.full((size if carried else 0,), NEAREST, dtype=torch.int32, device=slot.values.device)
     for moment in rule.moments(group):
         _allocate(group, slot, moment.name, new)
         if carried:
             buffer = state_buffer(state, moment.name, group["state_dtype"], moment.signed)
-            buffer.write(0, size, carried[moment.name], lambda: zeros)
+            buffer.write(0, size, carried[moment.name], lambda: nearest)
     if mode == "project" and isinstance(new[0], Columns) and "column_step" not in state:
         state["column_step"] = torch.zeros(len(new[0].columns_K), device=slot.values.device)
 

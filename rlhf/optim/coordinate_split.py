@@ -16,6 +16,8 @@ from rlhf.optim.selection import Columns, Entries, Everything, Nothing, Rows, Se
 
 WHOLE_TENSORS = ("block", "block_budget")
 SELECTORS = (*WHOLE_TENSORS, "chunk", "columns", "rows", "randk")
+WITH_VIEWS = (*WHOLE_TENSORS, "chunk")
+"""Their elements are updated where they are; others are copied, updated and written back."""
 NOT_FOR_SHARDS = ("chunk", "rows", "randk")
 """Their moments on a rank that holds rows of a tensor are a run of elements without a shape of its own."""
 
@@ -23,12 +25,15 @@ NOT_FOR_SHARDS = ("chunk", "rows", "randk")
 def state_full_names(group: Mapping[str, Any], tensors: Sequence[tuple[str, tuple[int, ...]]], epoch: int) -> set[str]:
     """Names of the tensors that are state-full as a whole; `tensors` are all of the group, on any rank."""
     density, order, seed = density_of(group, epoch), group["order"], group["seed"]
-    if group["selector"] == "block":
-        rounding = "round" if group["rounding"] == "upstream" else "nearest"
-        chosen = schedules.choose_tensors(len(tensors), density, order, seed, epoch, 0, rounding)
+    is_block = group["selector"] == "block"
+    rounding = "round" if is_block and group["rounding"] == "upstream" else "nearest"
+    sizes = [1 if is_block else torch.Size(shape).numel() for _, shape in tensors]
+    counts = [schedules.count_of(sum(sizes), density_of(group, earlier), rounding) for earlier in range(epoch)]
+    offset = sum(counts)
+    if is_block:
+        chosen = schedules.choose_tensors(len(sizes), density, order, seed, epoch, 0, rounding, offset)
     else:
-        sizes = [torch.Size(shape).numel() for _, shape in tensors]
-        chosen = schedules.choose_tensors_by_elements(sizes, density, order, seed, epoch, 0)
+        chosen = schedules.choose_tensors_by_elements(sizes, density, order, seed, epoch, 0, offset)
     return {tensors[index][0] for index in chosen}
 
 
@@ -83,14 +88,22 @@ def chooses_all(selection: Selection) -> bool:
 
 
 def compact_offsets(selections: Sequence[Selection]) -> list[int]:
-    """Where each selection's elements begin in the slot's moments, and the end of the last: multiples of the block that
-    8-bit state is scaled by."""
+    """Where each selection's elements begin in the slot's moments, and the end of the last. All stretches of elements
+    begin at multiples of the block that 8-bit state is scaled by."""
     offsets = [0]
     for selection in selections:
-        offsets.append(offsets[-1] + -(-selection.size // BLOCK) * BLOCK)
-    if len(selections) == 1:
-        offsets[-1] = selections[0].size
+        ranges = selection.ranges if isinstance(selection, Slices) else ((0, selection.size),)
+        stretches = [stop - first for first, stop in ranges]
+        offsets.append(offsets[-1] + sum(map(in_blocks, stretches)))
+    if len(selections) == 1 and stretches:
+        # nothing follows
+        offsets[-1] += stretches[-1] - in_blocks(stretches[-1])
     return offsets
+
+
+def in_blocks(numel: int) -> int:
+    """The next multiple of the block of 8-bit state."""
+    return -(-numel // BLOCK) * BLOCK
 
 
 def group_tensors(group: Mapping[str, Any], slots: Sequence[Slot]) -> list[tuple[str, tuple[int, ...]]]:

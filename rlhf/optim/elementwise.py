@@ -2,6 +2,7 @@
 time."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf.optim.buffers import Buffer
+from rlhf.optim.buffers import BLOCK, Buffer
 from rlhf.optim.rules import Numbers, Rule
 
 Implementation = Literal["auto", "foreach", "compiled", "loop"]
@@ -21,9 +22,14 @@ WORTH_COMPILING = 20_000_000
 """Compiling takes seconds to a minute: `auto` compiles from this many elements on."""
 
 
+def bucket_size(device: torch.device) -> int:
+    """Elements of a bucket."""
+    return BUCKET_CPU if device.type == "cpu" else BUCKET_GPU
+
+
 def bucket_ranges(start: int, stop: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """`start` to `stop` in buckets."""
-    size = BUCKET_CPU if device.type == "cpu" else BUCKET_GPU
+    size = bucket_size(device)
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
 
@@ -45,24 +51,29 @@ class Job:
 
 
 def run(rule: Rule, jobs: Sequence[Job], numbers: Numbers, implementation: Implementation) -> None:
-    """Update all elements of `jobs` by `rule`."""
+    """Update all elements of `jobs` by `rule`. Numbers that are tensors have one for each element of a row: the jobs
+    have whole rows then."""
     if not jobs:
         return
-    is_cpu = jobs[0].grad.device.type == "cpu"
-    limit = BUCKET_CPU if is_cpu else BUCKET_GPU
-    if implementation == "compiled" and not _differ(numbers):
+    limit = bucket_size(jobs[0].grad.device)
+    row = _row(numbers)
+    if implementation == "compiled" and not row:
         for job in jobs:
             param, grad, moments = _read(job, 0, job.numel)
             _compiled(rule, numbers, param, grad, moments)
             _write(job, 0, job.numel, param, moments)
         return
-    # elements with numbers of their own are updated a job at a time: a bucket could cut between them
-    is_single = implementation == "loop" or _differ(numbers)
-    apply = _apply_singly if is_single else _apply_together
-    buckets = ([(job, 0, job.numel)] for job in jobs) if is_single else _buckets(jobs, limit)
+    if row:
+        # whole rows, and whole blocks of 8-bit state
+        unit = math.lcm(row, BLOCK)
+        limit = max(limit // unit, 1) * unit
+    buckets = ([(job, 0, job.numel)] for job in jobs) if implementation == "loop" else _buckets(jobs, limit)
     for bucket in buckets:
         read = [_read(*entry) for entry in bucket]
-        apply(rule, read, numbers)
+        if implementation == "loop" or row:
+            _apply_singly(rule, read, numbers, row or 1)
+        else:
+            _apply_together(rule, read, numbers)
         for (job, start, stop), (param, _, moments) in zip(bucket, read, strict=True):
             _write(job, start, stop, param, moments)
 
@@ -88,9 +99,9 @@ def can_compile(device_type: str) -> bool:
     return True
 
 
-def _differ(numbers: Numbers) -> bool:
-    """Whether elements have numbers of their own, which lists of tensors cannot take."""
-    return any(isinstance(value, Tensor) for value in numbers.values())
+def _row(numbers: Numbers) -> int:
+    """Elements of a row, where the elements of a row have numbers of their own, else 0."""
+    return next((value.numel() for value in numbers.values() if isinstance(value, Tensor)), 0)
 
 
 def _buckets(jobs: Sequence[Job], limit: int) -> Iterator[list[tuple[Job, int, int]]]:
@@ -129,12 +140,11 @@ def _apply_together(rule: Rule, read: Sequence[tuple[Tensor, Tensor, list[Tensor
     rule.foreach(list(params), list(grads), [list(each) for each in zip(*moments, strict=True)], numbers)
 
 
-def _apply_singly(rule: Rule, read: Sequence[tuple[Tensor, Tensor, list[Tensor]]], numbers: Numbers) -> None:
+def _apply_singly(rule: Rule, read: Sequence[tuple[Tensor, Tensor, list[Tensor]]], numbers: Numbers, row: int) -> None:
     for param, grad, moments in read:
-        new_param, *new_moments = rule.update(param, grad, moments, numbers)
-        param.copy_(new_param)
-        for moment, new in zip(moments, new_moments, strict=True):
-            moment.copy_(new)
+        old = [values.view(-1, row) for values in (param, *moments)]
+        for kept, new in zip(old, rule.update(old[0], grad.view(-1, row), old[1:], numbers), strict=True):
+            kept.copy_(new)
 
 
 def _compiled(rule: Rule, numbers: Numbers, param: Tensor, grad: Tensor, moments: Sequence[Tensor]) -> None:

@@ -1,7 +1,7 @@
 """FRUGAL (Zmushko et al. 2024, arXiv 2411.07837): moments for a changing part of the weights, the sign of the gradient
 for the rest."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from rlhf.optim.coordinate_split import (
     NOT_FOR_SHARDS,
     SELECTORS,
     WHOLE_TENSORS,
+    WITH_VIEWS,
     chooses_any,
     density_of,
     group_tensors,
     select,
     state_full_names,
 )
-from rlhf.optim.elementwise import Job, resolve, run
+from rlhf.optim.elementwise import Job, bucket_size, resolve, run
 from rlhf.optim.layout import attached
 from rlhf.optim.rules import RULES, Rule
 from rlhf.optim.selection import Columns, Selection
@@ -110,48 +111,50 @@ class Frugal(FlatOptimizer):
         is_quiet = gradient_rms is not None and gradient_rms < group["min_grad_rms"]
         free = STATE_FREE_RULES["none" if is_quiet else group["state_free_rule"]]
         full_lr = lr * group["state_full_lr_scale"]
-        free_lr = full_lr * group["state_free_lr_scale"]
         decay = 1 - lr * group["weight_decay"]
+        threshold = group["sign_deadzone"] * (gradient_rms or 0.0)
+        free_numbers = dict(free.numbers(group, full_lr * group["state_free_lr_scale"], 1))
+        free_numbers |= {"decay": decay, "threshold": threshold}
         if group["selector"] in SUBSPACES:
             for slot in slots:
-                epoch = self._count(group, slot)
-                subspace_step(group, slot, rule, free, epoch, full_lr, free_lr, decay)
+                subspace_step(group, slot, rule, full_lr, free, free_numbers, self._count(group, slot))
             return
         tensors = group_tensors(group, slots)
-        state_full: dict[Any, list[tuple[Job, Any]]] = {}
-        state_free: list[Job] = []
-        endings: list[Callable[[], None]] = []
-        for slot in slots:
-            selections = self._begin_step(group, slot, rule, tensors)
-            jobs = split_jobs(group, slot, rule, selections)
-            for job, step in zip(jobs.state_full, steps_of(slot, selections), strict=True):
-                # tensors with one step count are updated together; columns with counts of their own alone
-                state_full.setdefault(step if isinstance(step, float) else id(job), []).append((job, step))
-            state_free += jobs.state_free
-            endings += jobs.endings
         implementation = resolve(group["impl"], sum(slot.grad.numel() for slot in slots), slots[0].grad.device)
-        for pairs in state_full.values():
-            numbers = dict(rule.numbers(group, full_lr, pairs[0][1])) | {"decay": decay}
-            run(rule, [job for job, _ in pairs], numbers, implementation)
-        threshold = group["sign_deadzone"] * (gradient_rms or 0.0)
-        numbers = dict(free.numbers(group, free_lr, 1)) | {"decay": decay, "threshold": threshold}
-        run(free, state_free, numbers, implementation)
-        for end in endings:
-            end()
+        for batch in [slots] if group["selector"] in WITH_VIEWS else _batches(slots):
+            state_full: dict[Any, list[tuple[Job, Any]]] = {}
+            state_free: list[Job] = []
+            endings: list[Callable[[], None]] = []
+            for slot in batch:
+                selections = self._begin_step(group, slot, rule, tensors)
+                jobs = split_jobs(group, slot, rule, selections)
+                for job, step in zip(jobs.state_full, steps_of(slot, selections), strict=True):
+                    # tensors with one step count are updated together; columns with counts of their own alone
+                    state_full.setdefault(step if isinstance(step, float) else id(job), []).append((job, step))
+                state_free += jobs.state_free
+                endings += jobs.endings
+            for pairs in state_full.values():
+                numbers = dict(rule.numbers(group, full_lr, pairs[0][1])) | {"decay": decay}
+                run(rule, [job for job, _ in pairs], numbers, implementation)
+            run(free, state_free, free_numbers, implementation)
+            for end in endings:
+                end()
 
     def _count(self, group: Mapping[str, Any], slot: Slot) -> int:
         """Count the update; the epoch that it belongs to."""
         if "updates" not in slot.state:
             self.allocate(group, slot)
-        epoch = int(slot.state["updates"]) // group["update_gap"] if 0 < group["density"] < 1 else 0
+        is_fixed = group["density_end"] is None and not 0 < group["density"] < 1
+        epoch = 0 if is_fixed else int(slot.state["updates"]) // group["update_gap"]
         slot.state["updates"] += 1
         return epoch
 
     def _selector(self, group: Mapping[str, Any], slots: Sequence[Slot]) -> str:
         is_partition = attached(slots[0].parameter) is not None
-        if not is_partition and slots[0].parameter.ndim < 2:
+        flat = [slot.name for slot in slots if slot.parameter.ndim < 2]
+        if flat and not is_partition:
             raise ValueError(
-                f"{slots[0].name} is a flat tensor in a group of role 'split': FRUGAL chooses rows, columns, tensors. "
+                f"{flat[0]} is a flat tensor in a group of role 'split': FRUGAL chooses rows, columns, tensors. "
                 "Under DeepSpeed call rlhf.optim.zero.attach_zero_layout(engine) after deepspeed.initialize; else give "
                 "the group the role 'full'"
             )
@@ -202,6 +205,18 @@ class Frugal(FlatOptimizer):
         return selections
 
 
+def _batches(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
+    """Slots of a bucket's elements together, or one that is larger: what is copied to be updated is bounded so."""
+    batch: list[Slot] = []
+    room = bucket_size(slots[0].grad.device)
+    for slot in slots:
+        if batch and sum(each.grad.numel() for each in batch) + slot.grad.numel() > room:
+            yield batch
+            batch = []
+        batch.append(slot)
+    yield batch
+
+
 def _check_loaded(group: Mapping[str, Any], slot: Slot, rule: Rule, selections: Sequence[Selection]) -> None:
     """Raises ValueError where state was loaded without moments: torch's distributed checkpoint reads what a new
     optimizer has, and a new one has none."""
@@ -233,5 +248,7 @@ def check_frugal(group: Mapping[str, Any]) -> None:
         )
     if group["state_full_rule"] == "adabelief":
         check_adabelief(group)
+        if group["rectify"] and group["state_mode"] == "project" and group["selector"] == "columns":
+            raise ValueError("rectify takes one step count, and projected columns have their own: turn one of them off")
     if group["role"] == "matrix":
         raise ValueError("Frugal takes groups of role full and split: build_param_groups(model, optimizer='frugal')")

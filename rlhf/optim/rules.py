@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Numbers = Mapping[str, Any]
-"""A rule's numbers at one step, floats or tensors that broadcast to the elements."""
+"""A rule's numbers at one step: floats, or float64 tensors with one for each column of the elements."""
 Tensors = Sequence[Tensor]
 
 
@@ -33,7 +33,7 @@ class Rule(Protocol):
         """The state that the rule keeps."""
 
     def numbers(self, group: Mapping[str, Any], lr: float, step: Any) -> Numbers:
-        """What depends on the group, the learning rate and the step (1 is the first; a tensor where elements differ).
+        """What depends on the group, the learning rate and the step (1 is the first; a tensor where columns differ).
         """
 
     def foreach(self, params: Tensors, grads: Tensors, moments: Sequence[Tensors], numbers: Numbers) -> None:

@@ -62,10 +62,11 @@ def ordered(total: int, order: Order, seed: int, epoch: int, key: int) -> list[i
 
 
 def choose_tensors(
-    total: int, density: float, order: Order, seed: int, epoch: int, key: int, rounding: Rounding = "nearest"
-) -> list[int]:
+    total: int, density: float, order: Order, seed: int, epoch: int, key: int, rounding: Rounding = "nearest",
+    offset: int | None = None,
+) -> list[int]:  # fmt: skip
     """Ascending indices of the state-full tensors: `density` of their number. The next epoch's window begins where this
-    one stops.
+    one stops; for a density that changes, `offset` is the sum of the earlier counts.
 
     Raises ValueError for order "mirror" with an odd count (it takes half from each end).
     """
@@ -75,7 +76,8 @@ def choose_tensors(
             f"mirror takes half of the {count} state-full tensors from each end, and {count} is odd: change the density"
             f" {density} (of {total} tensors) or the order"
         )
-    return windows(total, count, 0 if order == "random" else epoch * count, ordered(total, order, seed, epoch, key))
+    offset = epoch * count if offset is None else offset
+    return windows(total, count, 0 if order == "random" else offset, ordered(total, order, seed, epoch, key))
 
 
 def windows(total: int, count: int, offset: int, walk: Sequence[int]) -> list[int]:
@@ -84,15 +86,17 @@ def windows(total: int, count: int, offset: int, walk: Sequence[int]) -> list[in
 
 
 def choose_tensors_by_elements(
-    sizes: Sequence[int], density: float, order: Order, seed: int, epoch: int, key: int
+    sizes: Sequence[int], density: float, order: Order, seed: int, epoch: int, key: int, offset: int | None = None
 ) -> list[int]:
     """Ascending indices of the state-full tensors: `density` of their elements, within one tensor of the target.
 
-    With a fixed density every tensor is state-full once a round, save where a window is shorter than a tensor.
+    With a fixed density every tensor is state-full once a round, save where a window is shorter than a tensor; for one
+    that changes, `offset` is the sum of the earlier targets.
     """
     target = count_of(sum(sizes), density)
-    offset = 0 if order == "random" else epoch * target
-    return element_window(sizes, target, offset, ordered(len(sizes), order, seed, epoch, key))
+    offset = epoch * target if offset is None else offset
+    walk = ordered(len(sizes), order, seed, epoch, key)
+    return element_window(sizes, target, 0 if order == "random" else offset, walk)
 
 
 def element_window(sizes: Sequence[int], target: int, offset: int, walk: Sequence[int]) -> list[int]:
@@ -100,8 +104,7 @@ def element_window(sizes: Sequence[int], target: int, offset: int, walk: Sequenc
 
     The tensors lie end to end in the order of `walk`, around a circle; the window begins at `offset`. Each end of the
     window takes or leaves at most half a tensor too much, so the chosen elements differ from `target` by at most the
-    largest tensor. A window between two middles takes the tensor that holds its own middle. For a density that changes,
-    `offset` is the sum of the earlier targets.
+    largest tensor. A window between two middles takes the tensor that holds its own middle.
     """
     total = sum(sizes)
     if target == 0:

@@ -134,14 +134,12 @@ class _Lines(_Scattered):
     """
 
     def __init__(self, start: int, numel: int, width: int, lines_K: Tensor, dim: int) -> None:
-        # shares: for each grid, which of the lines it has, and how many rows
-        self.start, self.numel, self.grids, self._shares = start, numel, [], []
+        self.start, self.numel, self.grids = start, numel, []
         for offset, *shape, row, column in _blocks(start, numel, width):
             first, is_full = (row, column)[dim], dim == 1 and shape[1] == width
             low, high = (0, len(lines_K)) if is_full else _range(lines_K, first, first + shape[dim])
             if low < high:
                 self.grids.append(_Grid(offset, *shape, dim, lines_K[low:high] - first))
-                self._shares.append((low, high, shape[0]))
         self.size = sum(grid.size for grid in self.grids)
 
     def gather(self, flat_N: Tensor) -> Tensor:
@@ -170,10 +168,6 @@ class Columns(_Lines):
     def __init__(self, start: int, numel: int, width: int, columns_K: Tensor) -> None:
         self.columns_K = columns_K
         super().__init__(start, numel, width, columns_K, dim=1)
-
-    def spread(self, value_K: Tensor) -> Tensor:
-        """One value a chosen column, shape (len(columns_K),), as one a chosen element, shape (size,)."""
-        return _cat([value_K[low:high].repeat(rows) for low, high, rows in self._shares], value_K.device, value_K.dtype)
 
 
 class Rows(_Lines):
@@ -240,8 +234,8 @@ def _range(sorted_K: Tensor, low: int, high: int) -> tuple[int, int]:
     return tuple(torch.searchsorted(sorted_K.cpu(), torch.tensor([low, high], dtype=sorted_K.dtype)).tolist())
 
 
-def _cat(parts: list[Tensor], device: torch.device | str, dtype: torch.dtype = torch.int64) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype, device=device)
+def _cat(parts: list[Tensor], device: torch.device | str) -> Tensor:
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=device)
 
 
 def _check_length(flat_N: Tensor, numel: int) -> None:

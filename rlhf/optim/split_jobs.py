@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlhf.optim.base import Slot
 from rlhf.optim.buffers import Plain, parameter_buffer, state_buffer
-from rlhf.optim.coordinate_split import compact_offsets
+from rlhf.optim.coordinate_split import compact_offsets, in_blocks
 from rlhf.optim.elementwise import Job
 from rlhf.optim.hashing import mix, random_bits, random_bits_range, tensor_key
 from rlhf.optim.rules import Rule
@@ -48,7 +48,7 @@ def split_jobs(group: Mapping[str, Any], slot: Slot, rule: Rule, selections: Seq
                 local = piece.offset + first
                 grad = slot.grad[local : local + stop - first]
                 jobs.state_full.append(Job(param, local, grad, moments, at, stop - first, shifted(noise, first)))
-                at += stop - first
+                at += in_blocks(stop - first)
             for first, stop in selection.other_ranges:
                 local = piece.offset + first
                 grad = slot.grad[local : local + stop - first]
@@ -84,5 +84,6 @@ def steps_of(slot: Slot, selections: Sequence[Selection]) -> list[Any]:
             counts += [float(slot.state["step"])] * len(selection.ranges)
         elif selection.size:
             has_own = "column_step" in slot.state
-            counts.append(selection.spread(slot.state["column_step"]) if has_own else float(slot.state["step"]))
+            # corrections of the bias need more digits than float32 has
+            counts.append(slot.state["column_step"].double() if has_own else float(slot.state["step"]))
     return counts

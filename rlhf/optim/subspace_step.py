@@ -8,18 +8,20 @@ from torch import Tensor
 
 from rlhf.optim import subspace
 from rlhf.optim.base import Slot, allocate_moment, compute_dtype, noise_of
-from rlhf.optim.buffers import allocate_state, parameter_buffer, state_buffer
+from rlhf.optim.buffers import NEAREST, allocate_state, parameter_buffer, state_buffer
+from rlhf.optim.coordinate_split import density_of
 from rlhf.optim.hashing import generator
-from rlhf.optim.rules import Rule
+from rlhf.optim.rules import Numbers, Rule
 from rlhf.optim.schedules import count_of
 
 SUBSPACES = ("svd", "random")
+POWER = 16
 
 
 def subspace_step(
-    group: Mapping[str, Any], slot: Slot, rule: Rule, free: Rule, epoch: int, lr: float, free_lr: float, decay: float
+    group: Mapping[str, Any], slot: Slot, rule: Rule, lr: float, free: Rule, free_numbers: Numbers, epoch: int
 ) -> None:
-    """One step of one matrix. `lr` and `free_lr` are those of the two parts; `free` takes the residual.
+    """One step of one matrix: `rule` with the learning rate `lr` in the subspace, `free` on the residual.
 
     Raises ValueError for a piece that is not whole rows of a matrix.
     """
@@ -39,28 +41,31 @@ def subspace_step(
     if int(state["epoch"]) != epoch:
         _choose(group, slot, rule, grad_MN, side, epoch)
     noise = noise_of(group, slot, int(state["updates"]))
+    value_MN.mul_(free_numbers["decay"])
+    rest_MN = grad_MN
     if "basis" in state:
         basis_RD = state["basis"]
         low = subspace.project(grad_MN, basis_RD, side)
-        rest_MN = subspace.residual(grad_MN, low, basis_RD, side, _largest(grad_MN, slot, reduce))
+        rest_MN = subspace.residual(grad_MN, low, basis_RD, side, _largest(grad_MN, reduce))
         state["step"] += 1
         step = _update(group, slot, rule, low, lr, noise)
-        value_MN.mul_(decay).add_(subspace.project_back(step, basis_RD, side).to(value_MN.dtype))
-        decay = 1.0
-    else:
-        # a gradient that is zero has no directions: nothing to keep moments of yet
-        rest_MN = grad_MN
-    numbers = dict(free.numbers(group, free_lr, 1)) | {"decay": decay, "threshold": 0.0}
-    free.foreach([value_MN], [rest_MN.to(value_MN.dtype)], [], numbers)
+        value_MN.add_(subspace.project_back(step, basis_RD, side).to(value_MN.dtype))
+    free.foreach([value_MN], [rest_MN.to(value_MN.dtype)], [], dict(free_numbers) | {"decay": 1.0})
     param.write(0, piece.numel, value_MN.view(-1), lambda: noise("param", 0, piece.numel))
 
 
 def _choose(group: Mapping[str, Any], slot: Slot, rule: Rule, grad_MN: Tensor, side: str, epoch: int) -> None:
-    """A basis for the epoch, and the moments in it."""
+    """A basis for the epoch, and the moments in it; of a zero gradient, none until there is another."""
     state, piece = slot.state, slot.layout.pieces[0]
     rows, columns = piece.shape
     rounding = "round" if group["rounding"] == "upstream" else "nearest"
-    rank = count_of(min(rows, columns), group["density"], rounding)
+    rank = count_of(min(rows, columns), density_of(group, epoch), rounding)
+    names = [moment.name for moment in rule.moments(group)]
+    if rank == 0:
+        for name in ("basis", *names, *(f"{name}_absmax" for name in names)):
+            state.pop(name, None)
+        state["epoch"].fill_(float(epoch))
+        return
     if group["selector"] == "svd":
         basis_RD = subspace.svd_basis(grad_MN, rank, side, slot.layout.reduce)
     else:
@@ -71,21 +76,21 @@ def _choose(group: Mapping[str, Any], slot: Slot, rule: Rule, grad_MN: Tensor, s
         return
     shape = (grad_MN.shape[0], rank) if side == "right" else (rank, columns)
     old_RD, mode = state.get("basis"), group["state_mode"]
-    if old_RD is None or mode == "reset":
-        for moment in rule.moments(group):
+    if old_RD is None or mode == "reset" or old_RD.shape != basis_RD.shape:
+        for name in names:
             if side == "right":
-                allocate_moment(group, slot, moment.name, rank)
+                allocate_moment(group, slot, name, rank)
             else:
-                numel, dtype = shape[0] * shape[1], compute_dtype(slot.values)
-                allocate_state(state, moment.name, numel, group["state_dtype"], dtype, slot.values.device)
+                dtype, device = compute_dtype(slot.values), slot.values.device
+                allocate_state(state, name, rank * columns, group["state_dtype"], dtype, device)
         state["step"].zero_()
     elif mode == "project":
-        zeros = torch.zeros(shape[0] * shape[1], dtype=torch.int32, device=grad_MN.device)
+        nearest = torch.full((shape[0] * shape[1],), NEAREST, dtype=torch.int32, device=grad_MN.device)
         for moment in rule.moments(group):
             buffer = state_buffer(state, moment.name, group["state_dtype"], moment.signed)
             change = subspace.reproject if moment.signed else subspace.reproject_squares
-            carried = change(buffer.read(0, len(zeros)).view(shape), old_RD, basis_RD, side)
-            buffer.write(0, len(zeros), carried.reshape(-1), lambda: zeros)
+            carried = change(buffer.read(0, len(nearest)).view(shape), old_RD, basis_RD, side)
+            buffer.write(0, len(nearest), carried.reshape(-1), lambda: nearest)
     state["basis"] = basis_RD
     state["epoch"].fill_(float(epoch))
 
@@ -102,9 +107,10 @@ def _update(group: Mapping[str, Any], slot: Slot, rule: Rule, low: Tensor, lr: f
     return update.view(low.shape)
 
 
-def _largest(grad_MN: Tensor, slot: Slot, reduce: subspace.Reduce | None) -> Tensor | None:
-    """Largest gradient of the whole matrix; of row shards its root mean square over all of them stands in."""
+def _largest(grad_MN: Tensor, reduce: subspace.Reduce | None) -> Tensor | None:
+    """None, for the largest gradient of a whole matrix. Of row shards, which can only be summed over, a norm of high
+    power: between the largest gradient of all shards and three times it."""
     if reduce is None:
         return None
-    total = reduce(grad_MN.double().square().sum())
-    return (total / torch.Size(slot.layout.pieces[0].shape).numel()).sqrt().to(grad_MN.dtype)
+    total = reduce(torch.linalg.vector_norm(grad_MN, ord=POWER, dtype=torch.float64) ** POWER)
+    return (total ** (1 / POWER)).to(grad_MN.dtype)
