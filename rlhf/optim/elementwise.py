@@ -1,7 +1,6 @@
 """Runs elementwise rules over many tensors with bounded scratch: in buckets of lists (foreach), compiled, or one at a
 time."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.optim.buffers import BLOCK, Buffer
+from rlhf.optim.kernels import can_compile, update_compiled
 from rlhf.optim.rules import Numbers, Rule
 
 Implementation = Literal["auto", "foreach", "compiled", "loop"]
@@ -20,6 +20,8 @@ BUCKET_CPU, BUCKET_GPU = 1 << 18, 1 << 24
 scratch."""
 WORTH_COMPILING = 20_000_000
 """Compiling takes seconds to a minute: `auto` compiles from this many elements on."""
+WORTH_A_KERNEL = 1 << 14
+"""Calling a compiled kernel costs about 50 microseconds: smaller tensors are updated together, as lists."""
 
 
 def bucket_size(device: torch.device) -> int:
@@ -58,11 +60,8 @@ def run(rule: Rule, jobs: Sequence[Job], numbers: Numbers, implementation: Imple
     limit = bucket_size(jobs[0].grad.device)
     row = _row(numbers)
     if implementation == "compiled" and not row:
-        for job in jobs:
-            param, grad, moments = _read(job, 0, job.numel)
-            _compiled(rule, numbers, param, grad, moments)
-            _write(job, 0, job.numel, param, moments)
-        return
+        _run_compiled(rule, [job for job in jobs if job.numel >= WORTH_A_KERNEL], numbers)
+        jobs = [job for job in jobs if job.numel < WORTH_A_KERNEL]
     if row:
         # whole rows, and whole blocks of 8-bit state
         unit = math.lcm(row, BLOCK)
@@ -83,20 +82,6 @@ def resolve(implementation: Implementation, elements: int, device: torch.device)
     if implementation != "auto":
         return implementation
     return "compiled" if elements >= WORTH_COMPILING and can_compile(device.type) else "foreach"
-
-
-@functools.cache
-def can_compile(device_type: str) -> bool:
-    """Whether torch.compile has what it needs here: Triton on a GPU, a C++ compiler on a CPU."""
-    if device_type == "cuda":
-        return torch.utils._triton.has_triton()
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        return False
-    return True
 
 
 def _row(numbers: Numbers) -> int:
@@ -147,21 +132,10 @@ def _apply_singly(rule: Rule, read: Sequence[tuple[Tensor, Tensor, list[Tensor]]
             kept.copy_(new)
 
 
-def _compiled(rule: Rule, numbers: Numbers, param: Tensor, grad: Tensor, moments: Sequence[Tensor]) -> None:
-    # numbers that change with the step are tensors, or every step would be compiled anew
-    values = {name: value for name, value in numbers.items() if not isinstance(value, str)}
-    kinds = tuple((name, value) for name, value in numbers.items() if isinstance(value, str))
-    tensors = [torch.tensor(value, dtype=param.dtype) for value in values.values()]
-    _compile(rule, tuple(values), kinds, len(moments))(param, grad, *moments, *tensors)
-
-
-@functools.cache
-def _compile(rule: Rule, names: tuple[str, ...], kinds: tuple[tuple[str, str], ...], moments: int) -> Callable:
-    def update(param: Tensor, grad: Tensor, *rest: Tensor) -> None:
-        numbers = dict(zip(names, rest[moments:], strict=True)) | dict(kinds)
-        new_param, *new_moments = rule.update(param, grad, rest[:moments], numbers)
-        param.copy_(new_param)
-        for moment, new in zip(rest[:moments], new_moments, strict=True):
-            moment.copy_(new)
-
-    return torch.compile(update, fullgraph=True, dynamic=True)
+def _run_compiled(rule: Rule, jobs: Sequence[Job], numbers: Numbers) -> None:
+    if not jobs:
+        return
+    operands = [_read(job, 0, job.numel) for job in jobs]
+    update_compiled(rule, operands, numbers)
+    for job, (param, _, moments) in zip(jobs, operands, strict=True):
+        _write(job, 0, job.numel, param, moments)
