@@ -17,7 +17,6 @@ from rlhf.optim.coordinate_split import (
     WHOLE_TENSORS,
     WITH_VIEWS,
     chooses_any,
-    density_of,
     group_tensors,
     select,
     state_full_names,
@@ -233,11 +232,11 @@ def check_frugal(group: Mapping[str, Any]) -> None:
     for name, choices in CHOICES.items():
         if group[name] not in choices:
             raise ValueError(f"{name} is {group[name]!r}: choose one of {', '.join(choices)}")
-    density_of(group, 0)
     if not 0 <= group["density"] <= 1 or not 0 <= (group["density_end"] or 0) <= 1:
         raise ValueError(f"density is {group['density']} (to {group['density_end']}): it must be in [0, 1]")
-    if not isinstance(group["update_gap"], int) or group["update_gap"] < 1:
-        raise ValueError(f"update_gap is {group['update_gap']!r}: it must be a whole number of steps, 1 or more")
+    for name in ("update_gap", "density_epochs"):
+        if not isinstance(group[name], int) or group[name] < 1:
+            raise ValueError(f"{name} is {group[name]!r}: it must be a whole number, 1 or more")
     for name in ("state_full_lr_scale", "state_free_lr_scale", "sign_deadzone", "min_grad_rms"):
         if group[name] < 0:
             raise ValueError(f"{name} is {group[name]}: it must be 0 or more")
