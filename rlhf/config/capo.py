@@ -27,8 +27,6 @@ class CurvatureConfig(Section):
     """Count the optimizer's momentum in the predicted step."""
     token_weight: Literal["unit", "loss"] = "unit"
     """A token's step as if it were the whole batch (published thresholds assume it), or with its weight in the loss."""
-    rules: list[Literal["token", "sequence"]] = Field(default_factory=lambda: ["token"], min_length=1)
-    """Reject single tokens, then whole sequences by the mean step of what is left."""
     denominator: Literal["accepted", "original"] = "accepted"
     """Divide by the tokens that are left, which weights them up, or by all. A constant denominator has only the second.
     """

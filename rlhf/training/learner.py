@@ -64,7 +64,7 @@ class ScreeningAlgorithm(Algorithm, Protocol):
         """After the last backward pass, before clipping."""
 
     def after_step(self, learner: "Learner", samples: list[TrainingSample]) -> Mapping[str, float]:
-        """After the optimizer step on `samples`: metrics of what it did, equal on all ranks."""
+        """After the optimizer step on `samples`, in the order of their micro-batches: metrics of what it did."""
 
 
 class Learner:
@@ -133,9 +133,10 @@ class Learner:
         screening = algorithm if isinstance(algorithm, ScreeningAlgorithm) else None
         if screening is not None:
             screening.begin_step(self, self.config.optimizer.lr * factor)
-        loss, tokens, sums = 0.0, 0, {}
+        loss, tokens, sums, trained = 0.0, 0, {}, []
         for members in self._micro_batches(learned):
             part = [learned[index] for index in members]
+            trained += part
             packed, fields = self._prepare(part, totals, algorithm.denominator, old_logps)
             at_head = None if screening is None else _screened(screening, fields, packed)
             output = self.policy(
@@ -182,7 +183,7 @@ class Learner:
         self.weights.publish()
         self.weights.zero_gradients()
         if screening is not None:
-            for name, value in screening.after_step(self, learned).items():
+            for name, value in screening.after_step(self, trained).items():
                 averager.add(name, value)
 
     def logps(self, samples: Sequence[TrainingSample]) -> list[tuple[float, ...]]:

@@ -1,0 +1,26 @@
+"""Run by torchrun: CAPO's gradient with the samples on two ranks, 12 and 20, written by rank 0."""
+
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from rlhf.training.collectives import gather_lists
+from tests.invariants.capo_step import capo_step
+from tests.invariants.test_capo_split import LIMITS, PRESETS
+
+if __name__ == "__main__":
+    model, folder, out = sys.argv[1:]
+    Accelerator(cpu=True)
+    share = slice(0, 12) if dist.get_rank() == 0 else slice(12, 32)
+    found = {}
+    for preset in PRESETS:
+        gradient, accepted, _ = capo_step(model, Path(folder), preset, 48, share, **LIMITS[preset])
+        found[preset] = gradient
+        total = gather_lists([int((~accepted).sum())])
+        found[f"{preset}_rejected"] = gradient.new_tensor([float(sum(total))])
+    if dist.get_rank() == 0:
+        save_file(found, out)
+    dist.barrier()
