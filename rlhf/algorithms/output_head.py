@@ -18,7 +18,7 @@ from torch import Tensor
 
 # (tokens, vocabulary rows) of a block: on CPU small enough that the few float32 blocks in use stay in the cache, on
 # CUDA large enough to fill the device
-DEFAULT_CHUNKS = {"cpu": (256, 2048), "cuda": (4096, 8192)}
+DEFAULT_CHUNKS = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 
 
 def slices(count: int, size: int) -> Iterator[slice]:
