@@ -70,7 +70,8 @@ def _field_lines(section: type[Section], prefix: str, indent: str) -> list[str]:
         item = s.item_annotation(field.annotation)
         choices = s.variants(item if item is not None else field.annotation)
         meaning = " ".join((field.description or "").split())
-        lines.append(f"{indent}--{prefix}{name}  {_type(field)}  {_default(field)}".rstrip())
+        default = _default(field) + _presets(section, name, field)
+        lines.append(f"{indent}--{prefix}{name}  {_type(field)}  {default}".rstrip())
         if meaning:
             lines.append(f"{indent}    {meaning}")
         place = f"{prefix}{name}.N." if item is not None else f"{prefix}{name}."
@@ -108,6 +109,14 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, list) and any(isinstance(entry, Section) for entry in value):
         return f"[default: {', '.join(str(s.tag(type(entry))) for entry in value)}]"
     return f"[default: {_plain(value)}]"
+
+
+def _presets(section: type[Section], name: str, field: FieldInfo) -> str:
+    """What the section's presets set the field to, where that is not the default."""
+    presets = getattr(section, "PRESETS", {})
+    others = {preset: values[name] for preset, values in presets.items() if name in values}
+    told = ", ".join(f"{preset} {_plain(value)}" for preset, value in others.items() if value != field.default)
+    return f" [preset: {told}]" if told else ""
 
 
 def _plain(value: Any) -> str:

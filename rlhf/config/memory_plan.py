@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlhf.config.model_shapes import ModelShape
+from rlhf.config.optimizer_memory import residual_bytes, state_bytes, trained_tensors
 from rlhf.config.rollouts import VllmEngineConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 1024**3
-# float32 numbers of optimizer state for each trained parameter
-OPTIMIZER_STATES = {"adamw": 2}
 # logits that the streamed LM head holds at once, and for how many tokens at least (as rlhf/models/head_block.py)
 HEAD_BLOCK_BYTES = {"cpu": 48 * 2**20, "cuda": 256 * 2**20}
 HEAD_BLOCK_TOKENS = 128
@@ -63,18 +62,24 @@ def memory_plan(
     parameters = shape.parameters
     trained = shape.lora_parameters(model.lora.rank, model.lora.target_modules) if model.lora else parameters
     states_share, gradients_share, weights_share = (world_size if zero_stage >= stage else 1 for stage in (1, 2, 3))
-    states = OPTIMIZER_STATES[config.optimizer.type]
     items = [_item("policy weights", parameters * b, weights_share, f"P x {b}")]
+    beside = residual_bytes(config.optimizer)
+    has_copies = beside == BYTES["float32"]
     if model.lora:
         items.append(_item("adapters", trained * 4, weights_share, "T x 4 (their own float32 masters)"))
-    elif b < 4:
+    elif b < 4 and has_copies:
         items.append(_item("float32 masters", trained * 4, states_share, "T x 4"))
-    items.append(_item("gradients", trained * 4, gradients_share, "T x 4"))
-    if b < 4 and not model.lora:
+    elif b < 4 and beside:
+        precision = config.optimizer.param_precision
+        items.append(_item("lost bits of the weights", trained * beside, states_share, f"T x {beside} ({precision})"))
+    # without float32 copies gradients are summed in the precision of the weights
+    summed = 4 if has_copies or model.lora else b
+    items.append(_item("gradients", trained * summed, gradients_share, f"T x {summed}"))
+    if b < summed and not model.lora:
         items.append(_item("gradients of a micro-batch", trained * b, gradients_share, f"T x {b}"))
-    items.append(
-        _item("optimizer state", trained * 4 * states, states_share, f"T x 4 x {states} ({config.optimizer.type})")
-    )
+    states = state_bytes(config.optimizer, trained_tensors(shape, model.lora))
+    a_weight = f"{states / trained:.3g}"
+    items.append(_item("optimizer state", states, states_share, f"T x {a_weight} ({config.optimizer.type})"))
     if config.algorithm.kl.coefficient > 0 and not model.lora:
         items.append(_item("reference policy", parameters * b, weights_share, f"P x {b}"))
     if zero_stage >= 3 and world_size > 1:

@@ -28,7 +28,7 @@ class ModelConfig(Section):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Compute precision. The optimizer always works on float32 master weights."""
+    """Compute precision. The optimizer works on float32 master weights, or as optimizer.param_precision says."""
     attention: Literal["packed", "padded"] = "packed"
     """`packed`: no padding, each prompt forwarded once for all its completions. `padded`: the plain path, the
     oracle of the tests."""

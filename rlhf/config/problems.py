@@ -72,7 +72,16 @@ def _unknown_sentence(root: type[Section], section: type[Section], path: KeyPath
     else:
         near = f"{parent}.{near}" if parent else near
     owner = f"{parent} ({s.tag(section)})" if s.tag(section) and parent else parent or "the top level"
-    return f"{_name(path, places)}: unknown key{_did_you_mean(near)}; {owner} has: {', '.join(names)}"
+    owners = _types_with(root, path) if near == dotted(path) else []
+    hint = f"; it belongs to {parent}.type {' or '.join(owners)}" if owners else _did_you_mean(near)
+    return f"{_name(path, places)}: unknown key{hint}; {owner} has: {', '.join(names)}"
+
+
+def _types_with(root: type[Section], path: KeyPath) -> list[str]:
+    """The types of a top-level section that have the key at `path`."""
+    field = root.model_fields.get(str(path[0])) if len(path) == 2 else None
+    choices = s.variants(field.annotation) if field is not None else {}
+    return [str(choice) for choice, variant in choices.items() if path[1] in variant.model_fields]
 
 
 # unknown keys and types are told by `unknown_keys`, which knows their neighbours

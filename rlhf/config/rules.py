@@ -3,6 +3,8 @@
 from typing import Any
 
 from rlhf.config.data import ARITHMETIC_HELD_OUT, ArithmeticConfig, DatasetConfig
+from rlhf.config.optimizer import FrugalConfig
+from rlhf.config.optimizer_memory import MIN_SPLIT_DIM
 from rlhf.config.rewards import CorrectnessConfig, SoftOverlongConfig
 from rlhf.config.rollouts import VllmEngineConfig
 from rlhf.config.sources import ConfigError
@@ -12,7 +14,10 @@ GROUP_ADVANTAGES = ("group_normalised", "group_mean", "leave_one_out")
 
 def contradictions(config: Any) -> list[str]:
     """All contradictions between the sections of a configuration of the GRPO family; empty if it is sound."""
-    return [*_batch(config), *_sampling(config), *_rewards(config), *_evaluation(config), *_lengths(config)]
+    return [
+        *_batch(config), *_optimizer(config), *_sampling(config), *_rewards(config), *_evaluation(config),
+        *_lengths(config),
+    ]  # fmt: skip
 
 
 def check_world_size(config: Any, world_size: int) -> None:
@@ -56,6 +61,20 @@ def _batch(config: Any) -> list[str]:
             "set batch.epochs to 1, or algorithm.loss to clip or cispo"
         )
     return problems
+
+
+def _optimizer(config: Any) -> list[str]:
+    precision = getattr(config.optimizer, "param_precision", "native")
+    if precision == "native":
+        return []
+    place = f"optimizer.param_precision = {precision} is for bfloat16 weights that are trained"
+    if config.model.lora is not None:
+        return [f"{place}, and adapters are float32: set optimizer.param_precision to native"]
+    if config.model.dtype == "float32":
+        return [
+            f"{place}, and model.dtype is float32: set optimizer.param_precision to native, or model.dtype to bfloat16"
+        ]
+    return []
 
 
 def _sampling(config: Any) -> list[str]:
@@ -198,4 +217,24 @@ def remarks(config: Any) -> list[str]:
             "checkpoint.keep_best chooses between checkpoints made during the run: set checkpoint.every and "
             "evaluation.every"
         )
-    return notes
+    return notes + _optimizer_remarks(config)
+
+
+def _optimizer_remarks(config: Any) -> list[str]:
+    optimizer = config.optimizer
+    if not isinstance(optimizer, FrugalConfig):
+        return []
+    lora = config.model.lora
+    if lora is not None and lora.rank < MIN_SPLIT_DIM:
+        return [
+            f"optimizer.type = frugal with model.lora.rank = {lora.rank}: matrices with less than {MIN_SPLIT_DIM} rows "
+            "are never split, so density, selector and the state-free rule have no effect"
+        ]
+    steps = config.batch.steps * config.batch.minibatches * config.batch.epochs
+    longest = max(1, int(steps * optimizer.density))
+    if 0 < optimizer.density < 1 and optimizer.update_gap > longest:
+        return [
+            f"optimizer.update_gap = {optimizer.update_gap}: in the run's {steps} optimizer steps a density of "
+            f"{optimizer.density:g} does not pass over all weights once; set it to {longest} or less"
+        ]
+    return []

@@ -116,7 +116,9 @@ def expected(field: FieldInfo) -> str:
         elif get_origin(member) is list:
             parts.append(f"a list of {type_name(get_args(member)[0])}")
         elif get_origin(member) is tuple:
-            parts.append(f"a list of {len(get_args(member))} values")
+            items = get_args(member)
+            limits = bounds(FieldInfo.from_annotation(items[0]))
+            parts.append(f"a list of {len(items)} values" + (f", each {limits}" if limits else ""))
         else:
             parts.append(NAMES.get(member, str(member)))
     limits = bounds(field)
