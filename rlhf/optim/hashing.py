@@ -9,45 +9,65 @@ import re
 import torch
 from torch import Tensor
 
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|base_model\.model)\.")
+WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model\.model)\."
+)
 """Parts of a parameter's name that only say how the model is wrapped."""
-MASK = (1 << 64) - 1
+MASK_64, MASK_32 = (1 << 64) - 1, (1 << 32) - 1
 
 
 def tensor_key(name: str) -> int:
-    """A fixed 64-bit number for a parameter's name, whatever wraps the model."""
+    """A fixed 64-bit number for a parameter's name, whatever wraps the model: 8 bytes of BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(WRAPPERS.sub("", name).encode(), digest_size=8).digest(), "big")
 
 
 def mix(*values: int) -> int:
-    """64 bits that depend on all bits of the values and on their order: SplitMix64's finaliser (Steele et al. 2014)
-    after each."""
+    """64 bits that depend on all bits of the values (taken modulo 2^64) and on their order: SplitMix64's finaliser
+    (Steele, Lea and Flood 2014) after each value."""
     state = 0x9E3779B97F4A7C15
     for value in values:
-        state = (state ^ (value & MASK)) + 0x9E3779B97F4A7C15 & MASK
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & MASK
+        state = (state ^ (value & MASK_64)) + 0x9E3779B97F4A7C15 & MASK_64
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & MASK_64
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & MASK_64
         state ^= state >> 31
     return state
 
 
 def random_bits(seed: int, step: int, key: int, index_N: Tensor) -> Tensor:
-    """32 random bits for each element, int32: a function of its global index and the three numbers.
+    """32 random bits for each element, int32: a function of its global index (int64) and the three numbers.
 
-    `index_N`: int64. Two rounds of a 32-bit mixer (lowbias32 of C. Wellons' hash-prospector) over the two halves of the
-    index, keyed by 64 bits.
+    Compiled with torch.compile, the numbers are mixed outside the graph; `keyed_bits` is the part to put into a graph.
     """
-    state = mix(seed, step, key)
-    low, high = state & 0xFFFFFFFF, state >> 32
-    x_N = _mix_32((index_N & 0xFFFFFFFF) ^ low)
-    x_N = _mix_32(x_N ^ (index_N >> 32) ^ high)
-    # as int32 the upper half of the range is negative
-    return (((x_N ^ 0x80000000) & 0xFFFFFFFF) - 0x80000000).to(torch.int32)
+    return keyed_bits(bits_key(seed, step, key), index_N)
 
 
 def random_bits_range(seed: int, step: int, key: int, start: int, numel: int, device: torch.device | str) -> Tensor:
-    """`random_bits` of the elements `start` to `start` + `numel`."""
-    return random_bits(seed, step, key, torch.arange(start, start + numel, device=device))
+    """`random_bits` of the elements `start` to `start` + `numel`, in less than half the time: no index is in int64."""
+    key_2 = bits_key(seed, step, key)
+    parts, stop = [], start + numel
+    while start < stop or not parts:
+        # as far as the lower half of the index counts up without a wrap of its int32
+        until = min(stop, (start >> 31) + 1 << 31)
+        low = _signed(start & MASK_32)
+        low_N = torch.arange(low, low + until - start, dtype=torch.int32, device=device)
+        parts.append(_bits(key_2, low_N, _signed(start >> 32)))
+        start = until
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@torch.compiler.disable
+def bits_key(seed: int, step: int, key: int) -> Tensor:
+    """The two int32 halves of `mix(seed, step, key)`, on the CPU: as a tensor, a new step compiles nothing anew."""
+    state = mix(seed, step, key)
+    return torch.tensor([_signed(state & MASK_32), _signed(state >> 32)], dtype=torch.int32)
+
+
+def keyed_bits(key_2: Tensor, index_N: Tensor) -> Tensor:
+    """`random_bits` under a key from `bits_key`: plain tensor operations, which torch.compile fuses.
+
+    Two rounds of a bijection of 32-bit numbers, over the two halves of the index, keyed by 64 bits.
+    """
+    return _bits(key_2, index_N.to(torch.int32), (index_N >> 32).to(torch.int32))
 
 
 def generator(seed: int, epoch: int, key: int) -> torch.Generator:
@@ -55,11 +75,22 @@ def generator(seed: int, epoch: int, key: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, epoch, key) >> 1)
 
 
-def _mix_32(x_N: Tensor) -> Tensor:
-    """A bijection of 32-bit numbers, held in int64."""
-    x_N = x_N ^ (x_N >> 16)
-    x_N = (x_N * 0x7FEB352D) & 0xFFFFFFFF
-    x_N = x_N ^ (x_N >> 15)
-    # the product of two 32-bit numbers can pass 63 bits; its low 32 bits are right in two's complement
-    x_N = (x_N * 0x846CA68B) & 0xFFFFFFFF
-    return x_N ^ (x_N >> 16)
+def _bits(key_2: Tensor, low_N: Tensor, high_N: Tensor | int) -> Tensor:
+    x_N = _mix_32_(low_N ^ key_2[0])
+    x_N ^= key_2[1] ^ high_N
+    return _mix_32_(x_N)
+
+
+def _mix_32_(x_N: Tensor) -> Tensor:
+    """lowbias32 (C. Wellons, hash-prospector) in place: a bijection; int32 products keep their low 32 bits."""
+    x_N ^= (x_N >> 16).bitwise_and_(0xFFFF)
+    x_N *= 0x7FEB352D
+    x_N ^= (x_N >> 15).bitwise_and_(0x1FFFF)
+    x_N *= _signed(0x846CA68B)
+    x_N ^= (x_N >> 16).bitwise_and_(0xFFFF)
+    return x_N
+
+
+def _signed(value: int) -> int:
+    """The int32 that has the bits of a 32-bit number."""
+    return value - (1 << 32) if value >> 31 else value
