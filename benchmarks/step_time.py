@@ -97,7 +97,7 @@ def run_contestant(contestant: Contestant, trial: Trial, threads: int, folder: P
     folder.mkdir(parents=True)
     command = contestant.peer.command(trial, contestant.variant, folder)
     log = folder / "output.log"
-    busy_before, started = _busy_cpu_seconds(), time.perf_counter()
+    busy_before, started = busy_cpu_seconds(), time.perf_counter()
     with log.open("wb") as output, _process(command, child_environment(contestant, threads), output) as process:
         # the kernel's own account of the process and its children: peak resident memory and CPU seconds
         _, status, usage = os.wait4(process.pid, 0)
@@ -114,7 +114,7 @@ def run_contestant(contestant: Contestant, trial: Trial, threads: int, folder: P
         steps=records,
         wall_seconds=wall,
         peak_rss_bytes=usage.ru_maxrss * 1024,
-        other_cpus=max(0.0, _busy_cpu_seconds() - busy_before - usage.ru_utime - usage.ru_stime) / wall,
+        other_cpus=max(0.0, busy_cpu_seconds() - busy_before - usage.ru_utime - usage.ru_stime) / wall,
         settings=settings,
     )
 
@@ -132,7 +132,7 @@ def _process(command: list[str], environment: dict[str, str], output: Any) -> It
             process.wait()
 
 
-def _busy_cpu_seconds() -> float:
+def busy_cpu_seconds() -> float:
     """CPU seconds of all processes of the machine so far."""
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
