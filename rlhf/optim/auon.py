@@ -1,7 +1,8 @@
 """AuON (arXiv 2509.24320): momentum normalised by the norm of each matrix, AdamW for everything else, in one optimizer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch.distributed.tensor import DTensor, Shard
 from rlhf.optim import auon_rule
 from rlhf.optim.base import FlatOptimizer, Slot, allocate_moment, noise_of
 from rlhf.optim.buffers import Buffer, parameter_buffer, state_buffer
-from rlhf.optim.elementwise import BUCKET_CPU, BUCKET_GPU
+from rlhf.optim.elementwise import bucket_ranges, read_all, write_all
 from rlhf.optim.layout import Piece, attached, sum_by_tensor
+from rlhf.optim.norms import sum_of_squares
 from rlhf.optim.rules import RULES
 
 CHOICES = {
@@ -70,6 +72,15 @@ class AuON(FlatOptimizer):
             raise ValueError(f"momentum is {group['momentum']}: it must be in [0, 1)")
         if not isinstance(group["ns_steps"], int) or group["ns_steps"] < 0:
             raise ValueError(f"ns_steps is {group['ns_steps']!r}: it must be a whole number, 0 or more")
+        if group["brake"] != "series" and (group["ns_steps"] or group["mode"] == "repository"):
+            raise ValueError(
+                f"brake {group['brake']} is for mode paper without ns_steps, which have divisors of their own: leave it"
+            )
+        if group["adjust_lr"] == "match_rms_adamw" and group["mode"] == "repository":
+            raise ValueError(
+                "adjust_lr match_rms_adamw is for normalised steps, and those of mode repository grow with the "
+                "gradient: set adjust_lr to none"
+            )
         if group["role"] == "split":
             raise ValueError("AuON takes groups of role full and matrix: build_param_groups(model, optimizer='auon')")
 
@@ -92,114 +103,98 @@ class AuON(FlatOptimizer):
             self.allocate(group, slot)
         if gradient_rms is not None and gradient_rms < group["min_grad_rms"]:
             return
-        matrices = []
-        for slot in slots:
-            slot.state["step"] += 1
-            matrices += _matrices(group, slot)
+        works = [_work(group, slot) for slot in slots]
         if group["ns_steps"]:
-            for matrix in matrices:
-                _hybrid_step(group, matrix)
+            for work in works:
+                for piece in work.slot.layout.pieces:
+                    _hybrid_step(group, work, piece)
         else:
-            _normalised_step(group, slots, matrices)
+            _normalised_step(group, works)
 
 
 @dataclass(slots=True)
-class Matrix:
-    """The elements of one matrix on this rank: parameter, gradient and momentum from the piece's offset on."""
+class Work:
+    """A slot of matrices, or pieces of them, and how its values and momenta are kept."""
 
     slot: Slot
-    piece: Piece
     param: Buffer
     momentum: Buffer
     noise: Callable[[str, int, int], Tensor]
 
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """The piece cut for bounded scratch, in elements of the slot."""
-        size = BUCKET_CPU if self.slot.grad.device.type == "cpu" else BUCKET_GPU
-        first, last = self.piece.offset, self.piece.offset + self.piece.numel
-        for start in range(first, last, size):
-            yield start, min(start + size, last)
-
-    def bits(self, field: str, start: int, stop: int) -> Callable[[], Tensor]:
-        return lambda: self.noise(field, start, stop - start)
+    def nesterov(self, mu: float, start: int, stop: int) -> Tensor:
+        """u of the elements, by the momentum as it is kept."""
+        momentum = self.momentum.read(start, stop)
+        return auon_rule.nesterov([momentum], [self.slot.grad[start:stop].to(momentum.dtype)], mu)[0]
 
 
-def _matrices(group: Mapping[str, Any], slot: Slot) -> list[Matrix]:
+def _work(group: Mapping[str, Any], slot: Slot) -> Work:
     if attached(slot.parameter) is None and slot.parameter.ndim != 2:
         raise ValueError(
             f"{slot.name} has shape {tuple(slot.parameter.shape)} in a group of role 'matrix'. Under DeepSpeed call "
             "rlhf.optim.zero.attach_zero_layout(engine) after deepspeed.initialize; else give the group the role 'full'"
         )
+    slot.state["step"] += 1
     param = parameter_buffer(slot.parameter, slot.state, group["param_precision"])
     momentum = state_buffer(slot.state, "momentum_buffer", group["state_dtype"], signed=True)
-    noise = noise_of(group, slot, int(slot.state["step"]))
-    return [Matrix(slot, piece, param, momentum, noise) for piece in slot.layout.pieces]
+    return Work(slot, param, momentum, noise_of(group, slot, int(slot.state["step"])))
 
 
-def _normalised_step(group: Mapping[str, Any], slots: Sequence[Slot], matrices: Sequence[Matrix]) -> None:
+def _normalised_step(group: Mapping[str, Any], works: Sequence[Work]) -> None:
     """Two passes with no scratch beyond a bucket: the momentum and the sums that a matrix needs of all its elements,
     one reduction over ranks, then the step, for which u is computed again."""
-    mu, lr, device = group["momentum"], float(group["lr"]), slots[0].grad.device
-    layouts = [slot.layout for slot in slots]
+    mu, lr, device = group["momentum"], float(group["lr"]), works[0].slot.grad.device
+    layouts = [work.slot.layout for work in works]
+    pieces = [(work, piece) for work in works for piece in work.slot.layout.pieces]
+    numels = [torch.Size(piece.shape).numel() for _, piece in pieces]
 
-    def reduce(sums_P: Tensor) -> Tensor:
-        return sum_by_tensor(layouts, sums_P.to(device))
+    def sinh_sums(scale_P: Tensor, limits: Sequence[float] | None) -> Tensor:
+        sums_P = torch.zeros_like(scale_P)
+        for index, (work, piece) in enumerate(pieces):
+            scale, limit = scale_P[index : index + 1], None if limits is None else limits[index : index + 1]
+            for start, stop in bucket_ranges(piece.offset, piece.offset + piece.numel, device):
+                sums_P[index] += auon_rule.sums_of_sinh_squares([work.nesterov(mu, start, stop)], scale, limit)[0]
+        return sum_by_tensor(layouts, sums_P)
 
-    squares = torch.zeros(len(matrices), dtype=torch.float64, device=device)
-    for index, matrix in enumerate(matrices):
-        for start, stop in matrix.ranges():
-            momentum = matrix.momentum.read(start, stop)
-            grad = matrix.slot.grad[start:stop].to(momentum.dtype)
-            auon_rule.update_momentum_([momentum], [grad], mu)
-            (u,) = auon_rule.nesterov([momentum], [grad], mu)
-            squares[index] += auon_rule.sums_of_squares([u])[0]
-            matrix.momentum.write(start, stop, momentum, matrix.bits("moment0", start, stop))
-    factors = _scales(group, matrices, reduce(squares), reduce)
-    shapes = [_shape_scale(group, matrix) for matrix in matrices]
-    factors = factors * torch.tensor(shapes, dtype=torch.float64, device=device) * lr
-    decay = 1 - lr * group["weight_decay"]
-    for matrix, factor in zip(matrices, factors, strict=True):
-        for start, stop in matrix.ranges():
-            param = matrix.param.read(start, stop)
-            auon_rule.apply_([param], [_u(group, matrix, start, stop)], factor[None], decay)
-            matrix.param.write(start, stop, param, matrix.bits("param", start, stop))
-
-
-def _u(group: Mapping[str, Any], matrix: Matrix, start: int, stop: int) -> Tensor:
-    momentum = matrix.momentum.read(start, stop)
-    (u,) = auon_rule.nesterov([momentum], [matrix.slot.grad[start:stop].to(momentum.dtype)], group["momentum"])
-    return u
-
-
-def _scales(
-    group: Mapping[str, Any], matrices: Sequence[Matrix], square_sum_P: Tensor, reduce: auon_rule.Reduce
-) -> Tensor:
-    """The factor of u in each matrix's step, before the learning rate and the shape's scale."""
-    numels = [torch.Size(matrix.piece.shape).numel() for matrix in matrices]
-    numel_P = torch.tensor(numels, dtype=torch.float64, device=square_sum_P.device)
-    norm_P = square_sum_P.sqrt() + group["eps_norm"]
-    if group["mode"] == "paper" and group["brake"] == "series":
-        divisor_P = auon_rule.series_divisor(square_sum_P, numel_P, group["eps_norm"])
-        return 1 / (norm_P * (divisor_P + group["eps_divisor"]))
-    # the other divisors pass over the elements again: whole pieces, for parity with published forms
-    us = [_u(group, m, m.piece.offset, m.piece.offset + m.piece.numel) for m in matrices]
+    squares_P = torch.cat([_update_momentum(work, mu) for work in works])
+    settings = {"eps_norm": group["eps_norm"], "eps_divisor": group["eps_divisor"]}
+    square_sum_P = sum_by_tensor(layouts, squares_P)
     if group["mode"] == "repository":
-        return auon_rule.repository_scales(
-            us, numels, eps_norm=group["eps_norm"], eps_divisor=group["eps_divisor"], reduce=reduce
-        )
-    return auon_rule.paper_scales(
-        us, numels, group["brake"], eps_norm=group["eps_norm"], eps_divisor=group["eps_divisor"], reduce=reduce
-    )
+        scales_P = auon_rule.repository_scales_of_sums(square_sum_P, numels, sinh_sums, **settings)
+    else:
+        scales_P = auon_rule.paper_scales_of_sums(square_sum_P, numels, sinh_sums, group["brake"], **settings)
+    shapes = torch.tensor([_shape_scale(group, piece) for _, piece in pieces], dtype=torch.float64, device=device)
+    decay = 1 - lr * group["weight_decay"]
+    for (work, piece), factor in zip(pieces, scales_P * shapes * lr, strict=True):
+        for start, stop in bucket_ranges(piece.offset, piece.offset + piece.numel, device):
+            param = work.param.read(start, stop)
+            auon_rule.apply_([param], [work.nesterov(mu, start, stop)], factor[None], decay)
+            work.param.write(start, stop, param, functools.partial(work.noise, "param", start, stop - start))
 
 
-def _shape_scale(group: Mapping[str, Any], matrix: Matrix) -> float:
-    rows, columns = matrix.piece.shape
+def _update_momentum(work: Work, mu: float) -> Tensor:
+    """Sum of the squares of each piece's u, shape (P,), float64."""
+    slot, device = work.slot, work.slot.grad.device
+    sums_P = torch.zeros(len(slot.layout.pieces), dtype=torch.float64, device=device)
+    # over the slot, not its pieces: scales of 8-bit state are of blocks from its beginning on
+    for start, stop in bucket_ranges(0, slot.values.numel(), device):
+        momentum = work.momentum.read(start, stop)
+        grad = slot.grad[start:stop].to(momentum.dtype)
+        auon_rule.update_momentum_([momentum], [grad], mu)
+        (u,) = auon_rule.nesterov([momentum], [grad], mu)
+        for index, first, last in slot.layout.parts(start, stop):
+            sums_P[index] += sum_of_squares(u[first - start : last - start])
+        work.momentum.write(start, stop, momentum, functools.partial(work.noise, "moment0", start, stop - start))
+    return sums_P
+
+
+def _shape_scale(group: Mapping[str, Any], piece: Piece) -> float:
+    rows, columns = piece.shape
     return 1.0 if group["mode"] == "repository" else auon_rule.shape_scale(rows, columns, group["adjust_lr"])
 
 
-def _hybrid_step(group: Mapping[str, Any], matrix: Matrix) -> None:
+def _hybrid_step(group: Mapping[str, Any], work: Work, piece: Piece) -> None:
     """Newton-Schulz needs the matrix: whole, or whole rows of it."""
-    piece, lr = matrix.piece, float(group["lr"])
+    lr, slot, device = float(group["lr"]), work.slot, work.slot.grad.device
     rows, columns = piece.shape
     if piece.start % columns or piece.numel % columns:
         raise ValueError(
@@ -207,18 +202,13 @@ def _hybrid_step(group: Mapping[str, Any], matrix: Matrix) -> None:
             "partition): set ns_steps to 0, or use FSDP2 or DDP"
         )
     start, stop = piece.offset, piece.offset + piece.numel
-    momentum = matrix.momentum.read(start, stop)
-    grad = matrix.slot.grad[start:stop].to(momentum.dtype)
-    auon_rule.update_momentum_([momentum], [grad], group["momentum"])
-    (u,) = auon_rule.nesterov([momentum], [grad], group["momentum"])
-    matrix.momentum.write(start, stop, momentum, matrix.bits("moment0", start, stop))
-    u_MN = u.view(-1, columns)
+    u_MN = _updated_u(work, start, stop, group["momentum"]).view(-1, columns)
     # also on a rank that has all rows: those without any take part
-    reduce = matrix.slot.layout.reduce
+    reduce = slot.layout.reduce
     settings = {"eps_norm": group["eps_norm"], "eps_divisor": group["eps_divisor"]}
     brake = "paper" if group["mode"] == "paper" else "repository"
     if reduce is not None and rows < columns:
-        whole_MN = _gathered(u_MN, matrix.slot.parameter)
+        whole_MN = _gathered(u_MN, slot.parameter)
         direction_MN = auon_rule.hybrid_direction(whole_MN, group["ns_steps"], brake, **settings)
         first = piece.start // columns
         direction_MN = direction_MN[first : first + u_MN.shape[0]]
@@ -226,10 +216,20 @@ def _hybrid_step(group: Mapping[str, Any], matrix: Matrix) -> None:
         direction_MN = auon_rule.hybrid_direction(
             u_MN, group["ns_steps"], brake, rows=rows, reduce=reduce, **settings
         )
-    param = matrix.param.read(start, stop)
+    param = read_all(work.param, start, stop, device)
     param.mul_(1 - lr * group["weight_decay"])
-    param.add_(direction_MN.reshape(-1), alpha=-lr * _shape_scale(group, matrix))
-    matrix.param.write(start, stop, param, matrix.bits("param", start, stop))
+    param.add_(direction_MN.reshape(-1), alpha=-lr * _shape_scale(group, piece))
+    write_all(work.param, start, param, lambda offset, numel: work.noise("param", start + offset, numel))
+
+
+def _updated_u(work: Work, start: int, stop: int, mu: float) -> Tensor:
+    """u of the elements by the momentum that this step makes."""
+    momentum = read_all(work.momentum, start, stop, work.slot.grad.device)
+    grad = work.slot.grad[start:stop].to(momentum.dtype)
+    auon_rule.update_momentum_([momentum], [grad], mu)
+    (u,) = auon_rule.nesterov([momentum], [grad], mu)
+    write_all(work.momentum, start, momentum, lambda offset, numel: work.noise("moment0", start + offset, numel))
+    return u
 
 
 def _gathered(local_MN: Tensor, parameter: Tensor) -> Tensor:

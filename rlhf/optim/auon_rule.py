@@ -28,12 +28,19 @@ AdjustLR = Literal["paper", "match_rms_adamw", "none"]
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over the ranks that hold the other pieces of the matrices, and returns it."""
 
+SinhSums = Callable[[Tensor, Sequence[float] | None], Tensor]
+"""`sums_of_sinh_squares` over whole matrices, for scales and limits, shape (P,)."""
+
 EPS_NORM, EPS_DIVISOR = 1e-7, 1e-8
 GAMMA = 1.5
 """The repository's factor inside the hyperbolic cosine."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's iteration (kellerjordan.github.io/posts/muon): a singular value s in [0, 1] becomes
 3.4445 s - 4.775 s^3 + 2.0315 s^5, at most 1.2024."""
+
+
+CHUNK = 1 << 20
+"""Elements whose hyperbolic sines are taken at once, in float64."""
 
 
 def update_momentum_(momentums: Sequence[Tensor], grads: Sequence[Tensor], mu: float) -> None:
@@ -60,10 +67,13 @@ def sums_of_sinh_squares(us: Sequence[Tensor], scale_P: Tensor, limits: Sequence
     """
     sums = []
     for index, (u, scale) in enumerate(zip(us, scale_P.double(), strict=True)):
-        scaled = u.double() * scale
-        if limits is not None:
-            scaled.clamp_(-limits[index], limits[index])
-        sums.append(scaled.sinh_().square_().sum())
+        total = torch.zeros((), dtype=torch.float64, device=u.device)
+        for part in u.reshape(-1).split(CHUNK):
+            scaled = part.double() * scale
+            if limits is not None:
+                scaled.clamp_(-limits[index], limits[index])
+            total += scaled.sinh_().square_().sum()
+        sums.append(total)
     return torch.stack(sums) if sums else scale_P.double()
 
 
@@ -109,19 +119,29 @@ def paper_scales(
     """
     if brake not in ("series", "exact", "log"):
         raise ValueError(f"brake is {brake!r}: choose series, exact or log")
-    square_sum_P = _reduced(sums_of_squares(us), reduce)
+    return paper_scales_of_sums(
+        _reduced(sums_of_squares(us), reduce), numels, _sinh_sums_of(us, reduce), brake, eps_norm=eps_norm,
+        eps_divisor=eps_divisor, gamma=gamma, largest_brake=largest_brake,
+    )  # fmt: skip
+
+
+def paper_scales_of_sums(
+    square_sum_P: Tensor, numels: Sequence[int], sinh_sums: SinhSums, brake: Brake = "series", *,
+    eps_norm: float = EPS_NORM, eps_divisor: float = EPS_DIVISOR, gamma: float = 0.25, largest_brake: float = 10.0,
+) -> Tensor:  # fmt: skip
+    """`paper_scales` from the sums over each matrix: of the squares of u, and `sinh_sums`, which a "series" needs not.
+    """
     numel_P = _numels(numels, square_sum_P)
     norm_P = square_sum_P.sqrt() + eps_norm
     if brake == "series":
         divisor_P = series_divisor(square_sum_P, numel_P, eps_norm)
     elif brake == "exact":
-        divisor_P = exact_divisor(_reduced(sums_of_sinh_squares(us, 1 / norm_P), reduce), numel_P)
+        divisor_P = exact_divisor(sinh_sums(1 / norm_P, None), numel_P)
     else:
         # of a zero matrix: 0 times any finite scale is 0
         scale_P = gamma * (numel_P / square_sum_P.clamp_min(1e-200)).sqrt()
         limits = [log_limit(numel, gamma, largest_brake) for numel in numels]
-        sums_P = _reduced(sums_of_sinh_squares(us, scale_P, limits), reduce)
-        divisor_P = log_divisor(sums_P, numel_P, gamma, largest_brake)
+        divisor_P = log_divisor(sinh_sums(scale_P, limits), numel_P, gamma, largest_brake)
     return 1 / (norm_P * (divisor_P + eps_divisor))
 
 
@@ -133,9 +153,19 @@ def repository_scales(
 
     The update is u itself: it grows with the gradient, so a learning rate for the paper form does not fit.
     """
-    norm_P = _reduced(sums_of_squares(us), reduce).sqrt() + eps_norm
-    sums_P = _reduced(sums_of_sinh_squares(us, gamma / norm_P), reduce)
-    return 1 / (exact_divisor(sums_P, _numels(numels, norm_P)) + eps_divisor)
+    return repository_scales_of_sums(
+        _reduced(sums_of_squares(us), reduce), numels, _sinh_sums_of(us, reduce), gamma=gamma, eps_norm=eps_norm,
+        eps_divisor=eps_divisor,
+    )  # fmt: skip
+
+
+def repository_scales_of_sums(
+    square_sum_P: Tensor, numels: Sequence[int], sinh_sums: SinhSums, *, gamma: float = GAMMA,
+    eps_norm: float = EPS_NORM, eps_divisor: float = EPS_DIVISOR,
+) -> Tensor:  # fmt: skip
+    """`repository_scales` from the sums over each matrix."""
+    sums_P = sinh_sums(gamma / (square_sum_P.sqrt() + eps_norm), None)
+    return 1 / (exact_divisor(sums_P, _numels(numels, square_sum_P)) + eps_divisor)
 
 
 def newton_schulz(x_MN: Tensor, steps: int, rows: int | None = None, reduce: Reduce | None = None) -> Tensor:
@@ -208,6 +238,10 @@ def apply_(params: Sequence[Tensor], us: Sequence[Tensor], factor_P: Tensor, dec
         torch._foreach_mul_(list(params), decay)
     for param, u, factor in zip(params, us, factor_P, strict=True):
         param.addcmul_(u, factor.to(u.dtype), value=-1)
+
+
+def _sinh_sums_of(us: Sequence[Tensor], reduce: Reduce | None) -> SinhSums:
+    return lambda scale_P, limits: _reduced(sums_of_sinh_squares(us, scale_P, limits), reduce)
 
 
 def _gaussian_divisor(gamma: float) -> float:

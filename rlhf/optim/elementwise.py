@@ -1,6 +1,7 @@
 """Runs elementwise rules over many tensors with bounded scratch: in buckets of lists (foreach), compiled, or one at a
 time."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf.optim.buffers import BLOCK, Buffer
+from rlhf.optim.buffers import BLOCK, Buffer, Plain
 from rlhf.optim.kernels import can_compile, update_compiled
 from rlhf.optim.rules import Numbers, Rule
 
@@ -34,6 +35,24 @@ def bucket_ranges(start: int, stop: int, device: torch.device) -> Iterator[tuple
     size = bucket_size(device)
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
+
+
+def read_all(buffer: Buffer, start: int, stop: int, device: torch.device) -> Tensor:
+    """What `buffer.read` gives, with the scratch of a bucket: a view where values are kept in compute precision."""
+    if isinstance(buffer, Plain):
+        return buffer.read(start, stop)
+    values = torch.empty(stop - start, device=device)
+    for first, last in bucket_ranges(start, stop, device):
+        values[first - start : last - start] = buffer.read(first, last)
+    return values
+
+
+def write_all(buffer: Buffer, start: int, values: Tensor, noise: Callable[[int, int], Tensor]) -> None:
+    """Write from `start` on with the scratch of a bucket. `noise(offset, numel)` gives random bits for elements from
+    `offset` on of `values`."""
+    for first, last in bucket_ranges(0, values.numel(), values.device):
+        bits = functools.partial(noise, first, last - first)
+        buffer.write(start + first, start + last, values[first:last], bits)
 
 
 @dataclass(slots=True)

@@ -33,8 +33,9 @@ class Selection(Protocol):
     def other_views(self, flat_N: Tensor) -> list[Tensor] | None:
         """Contiguous views of the elements that are not chosen, or None as for `views`."""
 
-    def global_index(self, device: torch.device | str) -> Tensor:
-        """Flat index in the whole tensor of each chosen element, int64, for randomness that must not depend on cuts."""
+    def global_index(self, device: torch.device | str, first: int = 0, stop: int | None = None) -> Tensor:
+        """Flat index in the whole tensor of each chosen element (of those from `first` to `stop` in compact order),
+        int64, for randomness that must not depend on cuts."""
 
 
 class Slices:
@@ -75,8 +76,9 @@ class Slices:
         _check_length(flat_N, self.numel)
         return [flat_N[first:stop] for first, stop in self.other_ranges]
 
-    def global_index(self, device: torch.device | str) -> Tensor:
-        return _cat([torch.arange(self.start + a, self.start + b, device=device) for a, b in self.ranges], device)
+    def global_index(self, device: torch.device | str, first: int = 0, stop: int | None = None) -> Tensor:
+        ranges = [torch.arange(self.start + a, self.start + b, device=device) for a, b in self.ranges]
+        return _cat(ranges, device)[first:stop]
 
 
 class Everything(Slices):
@@ -110,11 +112,12 @@ class _Grid:
     def block(self, flat_N: Tensor) -> Tensor:
         return flat_N[self.offset : self.offset + self.rows * self.width].view(self.rows, self.width)
 
-    def positions(self, device: torch.device | str) -> Tensor:
-        index = self.index.to(device=device, dtype=torch.int64)
-        rows = torch.arange(self.rows, device=device) if self.dim == 1 else index
-        columns = index if self.dim == 1 else torch.arange(self.width, device=device)
-        return (rows[:, None] * self.width + columns).view(-1) + self.offset
+    def positions(self, device: torch.device | str, first: int, stop: int) -> Tensor:
+        """In the piece, of the grid's elements from `first` to `stop`."""
+        index, places = self.index.to(device=device, dtype=torch.int64), torch.arange(first, stop, device=device)
+        if self.dim == 1:
+            return places.div(len(index), rounding_mode="floor") * self.width + index[places % len(index)] + self.offset
+        return index[places.div(self.width, rounding_mode="floor")] * self.width + places % self.width + self.offset
 
 
 class _Scattered:
@@ -158,8 +161,14 @@ class _Lines(_Scattered):
             else:
                 block.index_copy_(0, index, part.view(-1, grid.width))
 
-    def global_index(self, device: torch.device | str) -> Tensor:
-        return _cat([grid.positions(device) for grid in self.grids], device) + self.start
+    def global_index(self, device: torch.device | str, first: int = 0, stop: int | None = None) -> Tensor:
+        parts, begin, stop = [], 0, self.size if stop is None else stop
+        for grid in self.grids:
+            low, high = max(first - begin, 0), min(stop - begin, grid.size)
+            if low < high:
+                parts.append(grid.positions(device, low, high))
+            begin += grid.size
+        return _cat(parts, device) + self.start
 
 
 class Columns(_Lines):
@@ -207,8 +216,8 @@ class Entries(_Scattered):
         _check_length(flat_N, self.numel)
         flat_N.masked_scatter_(self.mask(), compact_K)
 
-    def global_index(self, device: torch.device | str) -> Tensor:
-        return self.mask().nonzero().view(-1).to(device) + self.start
+    def global_index(self, device: torch.device | str, first: int = 0, stop: int | None = None) -> Tensor:
+        return self.mask().nonzero().view(-1)[first:stop].to(device) + self.start
 
 
 def carry_over(old: Selection, new: Selection, numel: int, compact_K: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """FRUGAL's work on one buffer: the elements that have moments, the elements that have none."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from rlhf.optim.base import Slot
 from rlhf.optim.buffers import Plain, parameter_buffer, state_buffer
 from rlhf.optim.coordinate_split import compact_offsets, in_blocks
-from rlhf.optim.elementwise import Job
+from rlhf.optim.elementwise import Job, read_all, write_all
 from rlhf.optim.hashing import mix, random_bits, random_bits_range, tensor_key
 from rlhf.optim.rules import Rule
 from rlhf.optim.selection import Selection, Slices
@@ -55,16 +56,16 @@ def split_jobs(group: Mapping[str, Any], slot: Slot, rule: Rule, selections: Seq
                 jobs.state_free.append(Job(param, local, grad, (), 0, stop - first, shifted(noise, first)))
             continue
         start, stop = piece.offset, piece.offset + piece.numel
-        whole, grad = param.read(start, stop), slot.grad[start:stop]
+        whole, grad = read_all(param, start, stop, slot.grad.device), slot.grad[start:stop]
         chosen = selection.gather(whole)
 
         def chosen_noise(field: str, offset: int, numel: int, piece=piece, selection=selection) -> Tensor:
-            index = selection.global_index(slot.values.device)[offset : offset + numel]
+            index = selection.global_index(slot.values.device, offset, offset + numel)
             return random_bits(group["seed"], step, mix(piece.key, tensor_key(field)), index)
 
-        def finish(whole=whole, chosen=chosen, selection=selection, start=start, stop=stop, noise=noise) -> None:
+        def finish(whole=whole, chosen=chosen, selection=selection, start=start, noise=noise) -> None:
             selection.scatter_(whole, chosen)
-            param.write(start, stop, whole, lambda: noise("param", 0, stop - start))
+            write_all(param, start, whole, functools.partial(noise, "param"))
 
         if selection.size:
             grad_chosen = selection.gather(grad).to(chosen.dtype)

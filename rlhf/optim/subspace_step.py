@@ -1,5 +1,6 @@
 """FRUGAL's step with a subspace as the state-full part: singular vectors of the gradient, or random directions."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from rlhf.optim import subspace
 from rlhf.optim.base import Slot, allocate_moment, compute_dtype, noise_of
 from rlhf.optim.buffers import NEAREST, allocate_state, parameter_buffer, state_buffer
 from rlhf.optim.coordinate_split import density_of
+from rlhf.optim.elementwise import read_all, write_all
 from rlhf.optim.hashing import generator
 from rlhf.optim.rules import Numbers, Rule
 from rlhf.optim.schedules import count_of
@@ -36,7 +38,7 @@ def subspace_step(
     reduce = slot.layout.reduce
     side = "right" if reduce is not None else subspace.choose_side(rows, columns)
     param = parameter_buffer(slot.parameter, state, group["param_precision"])
-    value_MN = param.read(0, piece.numel).view(-1, columns)
+    value_MN = read_all(param, 0, piece.numel, slot.grad.device).view(-1, columns)
     grad_MN = slot.grad.view(-1, columns).to(value_MN.dtype)
     if int(state["epoch"]) != epoch:
         _choose(group, slot, rule, grad_MN, side, epoch)
@@ -51,7 +53,7 @@ def subspace_step(
         step = _update(group, slot, rule, low, lr, noise)
         value_MN.add_(subspace.project_back(step, basis_RD, side).to(value_MN.dtype))
     free.foreach([value_MN], [rest_MN.to(value_MN.dtype)], [], dict(free_numbers) | {"decay": 1.0})
-    param.write(0, piece.numel, value_MN.view(-1), lambda: noise("param", 0, piece.numel))
+    write_all(param, 0, value_MN.view(-1), functools.partial(noise, "param"))
 
 
 def _choose(group: Mapping[str, Any], slot: Slot, rule: Rule, grad_MN: Tensor, side: str, epoch: int) -> None:
@@ -98,12 +100,12 @@ def _choose(group: Mapping[str, Any], slot: Slot, rule: Rule, grad_MN: Tensor, s
 def _update(group: Mapping[str, Any], slot: Slot, rule: Rule, low: Tensor, lr: float, noise: Any) -> Tensor:
     """What the rule would add to a parameter that is `low`'s shape."""
     buffers = [state_buffer(slot.state, m.name, group["state_dtype"], m.signed) for m in rule.moments(group)]
-    moments = [buffer.read(0, low.numel()) for buffer in buffers]
+    moments = [read_all(buffer, 0, low.numel(), low.device) for buffer in buffers]
     numbers = dict(rule.numbers(group, lr, float(slot.state["step"]))) | {"decay": 1.0}
     update = torch.zeros_like(low).view(-1)
     rule.foreach([update], [low.reshape(-1)], [[moment] for moment in moments], numbers)
     for index, (buffer, moment) in enumerate(zip(buffers, moments, strict=True)):
-        buffer.write(0, low.numel(), moment, lambda index=index: noise(f"moment{index}", 0, low.numel()))
+        write_all(buffer, 0, moment, functools.partial(noise, f"moment{index}"))
     return update.view(low.shape)
 
 
