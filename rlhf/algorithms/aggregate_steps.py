@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.curvature import objective_shift, slope_and_curvature
+from rlhf.algorithms.curvature import Fisher, objective_shift, policy_shift, slope_and_curvature
 from rlhf.algorithms.moment_stream import MomentStream, StepBlock
 from rlhf.algorithms.output_head import OutputHead, Rows, check_length, chunk_sizes, output_head, scores_
 from rlhf.algorithms.softmax_moments import logit_change
@@ -101,8 +101,8 @@ def step_shifts(
     first_N, second_N = objective_shift(slope_N, curvature_N, change.delta_N, change.variance_N)
     return StepShifts(
         objective_N=first_N + second_N,
-        sampled_policy_N=change.delta_N.square() / 2,
-        exact_policy_N=change.variance_N / 2,
+        sampled_policy_N=policy_shift(change.delta_N, change.variance_N, "sampled"),
+        exact_policy_N=policy_shift(change.delta_N, change.variance_N, "exact"),
         kl_N=change.kl_N,
         objective_change_N=surrogate_N * torch.expm1(change.delta_N - change.kl_N),
         delta_N=change.delta_N,
@@ -125,7 +125,7 @@ def mean_step_shifts(
     curvature_N: Tensor,
     log_normalizer_N: Tensor,
     lr: float,
-    fisher: str = "sampled",
+    fisher: Fisher = "sampled",
     token_weight_N: Tensor | None = None,
     token_chunk: int | None = None,
     vocab_chunk: int | None = None,
@@ -158,8 +158,7 @@ def mean_step_shifts(
                     stream.visit(rows, columns, weight_bD, StepBlock(fixed_bD=step_bD, has_own=False))
     change = logit_change(stream.moments)
     first_M, second_M = objective_shift(slope_M, curvature_M, change.delta_N, change.variance_N)
-    sampled_M, exact_M = change.delta_N.square() / 2, change.variance_N / 2
-    policy_M = {"sampled": sampled_M, "exact": exact_M, "max": torch.maximum(sampled_M, exact_M)}[fisher]
+    policy_M = policy_shift(change.delta_N, change.variance_N, fisher)
     zero_S, size_S = slope_M.new_zeros(groups), count_S.clamp_min(1)
     return GroupShifts(
         zero_S.index_add(0, group_M, first_M + second_M) / size_S, zero_S.index_add(0, group_M, policy_M) / size_S

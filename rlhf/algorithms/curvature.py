@@ -17,11 +17,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rlhf.algorithms import step_models
 from rlhf.algorithms.moment_stream import MomentStream
 from rlhf.algorithms.output_head import OutputHead, check_length, chunk_sizes, output_head, slices
 from rlhf.algorithms.softmax_moments import LogitChange, SoftmaxMoments, logit_change
 from rlhf.algorithms.step_models import LinearStep, RowAdamStep, StepModelName
-from rlhf.algorithms.step_models import step_model as _step_model
 from rlhf.algorithms.top_k_support import support_moments
 
 Fisher = Literal["sampled", "exact", "max"]
@@ -98,10 +98,6 @@ def token_shifts(
     Raises ValueError where shapes, ids or settings do not fit together (`output_head`, `step_model`), and for a
     negative or non-finite lr or an unknown fisher.
     """
-    if not 0 <= lr < float("inf"):
-        raise ValueError(f"lr must be a finite number that is not negative, got {lr}")
-    if fisher not in ("sampled", "exact", "max"):
-        raise ValueError(f"unknown fisher {fisher!r}: choose sampled, exact or max")
     head = output_head(
         hidden_ND,
         weight_VD,
@@ -117,7 +113,7 @@ def token_shifts(
         count, advantages_N, ratio_N, objective_slope_N, objective_curvature_N, head.dtype
     )
     own_N = slope_N if token_weight_N is None else slope_N * token_weight_N.to(head.dtype)
-    model = _step_model(
+    model = step_models.step_model(
         step_model,
         head,
         exp_avg_VD=exp_avg_VD,
@@ -138,7 +134,7 @@ def token_shifts(
         else:
             moments = _stream(head, model, hidden_ND, actions_N, chunks)
             change = logit_change(moments, model.coefficient(own_N, input_norm_N))
-    return _shifts(change, lr, fisher, own_N == 0, slope_N, curvature_N, hidden_norm_N)
+    return shifts_of_change(change, lr, fisher, own_N == 0, slope_N, curvature_N, hidden_norm_N)
 
 
 def slope_and_curvature(
@@ -168,6 +164,17 @@ def objective_shift(slope_N: Tensor, curvature_N: Tensor, delta_N: Tensor, varia
     return slope_N * delta_N, (curvature_N * delta_N.square() - slope_N * variance_N) / 2
 
 
+def policy_shift(delta_N: Tensor, variance_N: Tensor, fisher: Fisher) -> Tensor:
+    """m_F. Raises ValueError for an unknown fisher."""
+    if fisher == "sampled":
+        return delta_N.square() / 2
+    if fisher == "exact":
+        return variance_N / 2
+    if fisher == "max":
+        return torch.maximum(delta_N.square(), variance_N) / 2
+    raise ValueError(f"unknown fisher {fisher!r}: choose sampled, exact or max")
+
+
 def _stream(
     head: OutputHead, model: LinearStep, hidden_ND: Tensor, actions_N: Tensor, chunks: tuple[int, int]
 ) -> SoftmaxMoments:
@@ -188,7 +195,7 @@ def _norms(head: OutputHead, hidden_ND: Tensor, token_chunk: int) -> tuple[Tenso
     return norm_2N[0], norm_2N[1]
 
 
-def _shifts(
+def shifts_of_change(
     change: LogitChange,
     lr: float,
     fisher: Fisher,
@@ -197,12 +204,17 @@ def _shifts(
     curvature_N: Tensor,
     hidden_norm_N: Tensor,
 ) -> TokenShifts:
+    """The shifts at `lr` from the change at a learning rate of 1.
+
+    Raises ValueError for a negative or non-finite lr or an unknown fisher.
+    """
+    if not 0 <= lr < float("inf"):
+        raise ValueError(f"lr must be a finite number that is not negative, got {lr}")
     # 0 where there is no step, NaN where log p is not finite; a NaN stays one through both
     scale_N = torch.where(has_no_step_N, 0.0, 1.0).to(slope_N.dtype) + (change.logp_N - change.logp_N)
     delta_N, variance_N = change.delta_N * scale_N, change.variance_N * scale_N
     first_N, second_N = objective_shift(slope_N, curvature_N, delta_N, variance_N)
-    sampled_N, exact_N = delta_N.square() / 2, variance_N / 2
-    policy_N = {"sampled": sampled_N, "exact": exact_N, "max": torch.maximum(sampled_N, exact_N)}[fisher]
+    policy_N = policy_shift(delta_N, variance_N, fisher)
     return TokenShifts(
         objective_N=lr * first_N + lr**2 * second_N,
         policy_N=lr**2 * policy_N,

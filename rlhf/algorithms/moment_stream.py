@@ -90,7 +90,8 @@ class MomentStream:
             fixed_nb=fixed_nb,
             scale_nb=scale_nb,
             has_own=step.has_own,
-            scratch_nb=(self._buffer("weighted", logits_nb), self._buffer("own", logits_nb)),
+            weighted_nb=None if fixed_nb is None else self._buffer("weighted", logits_nb),
+            own_nb=self._buffer("own", logits_nb) if step.has_own and scale_nb is None else scale_nb,
             with_excess=self.with_excess,
         )
         moments.merge_(block, with_excess=self.with_excess)

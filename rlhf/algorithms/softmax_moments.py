@@ -149,14 +149,15 @@ def block_moments(
     fixed_nb: Tensor | None,
     scale_nb: Tensor | None,
     has_own: bool,
-    scratch_nb: tuple[Tensor, Tensor],
+    weighted_nb: Tensor | None = None,
+    own_nb: Tensor | None = None,
     with_excess: bool = False,
 ) -> SoftmaxMoments:
     """The moments of one block of ids; every (n, b) tensor is overwritten.
 
     `column_n`: the action's column, or one outside [0, b) where it is elsewhere. `max_n`: the maximum so far.
     `fixed_nb`, `scale_nb`: f and g of the file's head; None stands for 0 and for 1. Without `has_own` there is no
-    second part.
+    second part. `weighted_nb`, `own_nb`: memory for e f and for e g, allocated where it is not given.
     """
     block = SoftmaxMoments.empty(len(logits_nb), logits_nb)
     inside_n1, column_n1, action_n1 = take_column(logits_nb, column_n)
@@ -171,7 +172,7 @@ def block_moments(
         block.action_fixed_N = _where_inside(inside_n1, fixed_nb.gather(1, column_n1))
         block.fixed_mean_N = _dot(e_nb, fixed_nb) / total_n
         fixed_nb.sub_(block.fixed_mean_N[:, None])
-        weighted_nb = torch.mul(e_nb, fixed_nb, out=scratch_nb[0])
+        weighted_nb = torch.mul(e_nb, fixed_nb, out=weighted_nb)
         block.fixed_spread_N = _dot(weighted_nb, fixed_nb)
         if with_excess:
             block.excess_N = _dot(e_nb, exp_excess(fixed_nb))
@@ -180,10 +181,10 @@ def block_moments(
     if scale_nb is None:
         block.action_scale_N = inside_n1[:, 0].to(e_nb.dtype)
         block.own_mean_N = block.squares_N / total_n
-        own_nb = torch.sub(e_nb, block.own_mean_N[:, None], out=scratch_nb[1])
+        own_nb = torch.sub(e_nb, block.own_mean_N[:, None], out=own_nb)
     else:
         block.action_scale_N = _where_inside(inside_n1, scale_nb.gather(1, column_n1))
-        own_nb = scale_nb.mul_(e_nb)
+        own_nb = torch.mul(scale_nb, e_nb, out=own_nb)
         block.own_mean_N = _dot(e_nb, own_nb) / total_n
         own_nb.sub_(block.own_mean_N[:, None])
     if fixed_nb is not None:

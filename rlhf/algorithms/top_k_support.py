@@ -75,7 +75,6 @@ def support_moments(
     moments = SoftmaxMoments.empty(len(hidden_ND), slope_N)
     for support in supports(head, hidden_ND, actions_N, top_k, chunks):
         change_nK = _own_change(support, model, slope_N[support.rows], chunks[0] * chunks[1])
-        scratch = torch.empty_like(change_nK)
         here = moments[support.rows]
         block = block_moments(
             support.logits_nK,
@@ -84,7 +83,6 @@ def support_moments(
             fixed_nb=change_nK,
             scale_nb=None,
             has_own=False,
-            scratch_nb=(scratch, scratch),
         )
         here.merge_(block)
     return moments

@@ -10,6 +10,7 @@ from rlhf.algorithms.advantages import group_normalised
 from rlhf.algorithms.curvature import TokenShifts, token_shifts
 from rlhf.algorithms.moment_stream import MomentStream, StepBlock
 from rlhf.algorithms.output_head import OutputHead, Rows
+from rlhf.algorithms.sgd_shifts import sgd_shifts
 from rlhf.algorithms.softmax_moments import logit_change
 
 F64 = torch.float64
@@ -166,6 +167,41 @@ def test_published_settings_reject_a_token_by_its_gradient_norm():
     close(one_right[:2], [2.47417393208683, -0.353453418869547])
     half_right = group_normalised(torch.tensor([1.0, 0.0] * 4, dtype=F64), 1e-4)
     close(half_right.abs(), [0.935239379426864] * 8)
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "exact", "max"])
+def test_closed_forms_from_sums_of_probabilities(fisher):
+    hidden, weight, actions, advantages, _ = random_tokens(12)
+    ratio, weights = torch.rand(9, dtype=F64) + 0.5, torch.rand(9, dtype=F64)
+    settings = dict(lr=0.3, fisher=fisher, ratio_N=ratio, token_weight_N=weights)
+    expected = token_shifts(hidden, weight, actions, advantages, step_model="sgd", temperature=0.7, **settings)
+    p = (hidden @ weight.t() / 0.7).softmax(1).scatter(1, actions[:, None], 0.0)
+    found = sgd_shifts(
+        expected.logp_N,
+        p.square().sum(1),
+        (p**3).sum(1),
+        expected.log_normalizer_N,
+        hidden.square().sum(1),
+        advantages,
+        gain=1 / 0.7,
+        **settings,
+    )
+    same(found, expected, rtol=1e-10)
+
+
+def test_closed_forms_keep_the_digits_of_a_confident_token_in_float32():
+    # logits (10, 0, 0)
+    others = math.exp(-10) / (1 + 2 * math.exp(-10))
+    logp = torch.tensor([-math.log1p(2 * math.exp(-10))])
+    square, cube = torch.tensor([2 * others**2]), torch.tensor([2 * others**3])
+    one = torch.ones(1)
+    shifts = sgd_shifts(logp, square, cube, one, one, one, lr=1.0)
+    close(shifts.score_norm_N, [1.23646761718e-8], rel=1e-6)
+    close(shifts.variance_N, [1.6837605e-12], rel=1e-6)
+    with pytest.raises(ValueError, match="lr must be a finite number"):
+        sgd_shifts(logp, square, cube, one, one, one, lr=-1.0)
+    with pytest.raises(ValueError, match=r"others_cube_N has shape \(2,\), expected \(1,\)"):
+        sgd_shifts(logp, square, torch.ones(2), one, one, one, lr=1.0)
 
 
 # invariances
