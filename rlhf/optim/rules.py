@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 Numbers = Mapping[str, Any]
-"""A rule's numbers at one step: floats, or float64 tensors with one for each column of the elements."""
+"""A rule's numbers at one step: floats, or float64 tensors with one for each column of the elements. All that is small
+is a number of its own: compiled kernels have them in float32, where 1 - 0.999 is 1e-5 off."""
 Tensors = Sequence[Tensor]
 
 
@@ -54,8 +55,9 @@ class AdamWRule:
         beta1, beta2 = group["betas"]
         return {
             "decay": 1 - lr * group["weight_decay"],
-            "beta1": beta1,
+            "weight1": 1 - beta1,
             "beta2": beta2,
+            "weight2": 1 - beta2,
             "step_size": lr / (1 - beta1**step),
             "correction": _sqrt(1 - beta2**step),
             "eps": group["eps"],
@@ -64,9 +66,9 @@ class AdamWRule:
     def foreach(self, params: Tensors, grads: Tensors, moments: Sequence[Tensors], numbers: Numbers) -> None:
         first, second = moments
         torch._foreach_mul_(params, numbers["decay"])
-        torch._foreach_lerp_(first, grads, 1 - numbers["beta1"])
+        torch._foreach_lerp_(first, grads, numbers["weight1"])
         torch._foreach_mul_(second, numbers["beta2"])
-        torch._foreach_addcmul_(second, grads, grads, 1 - numbers["beta2"])
+        torch._foreach_addcmul_(second, grads, grads, numbers["weight2"])
         root = torch._foreach_sqrt(second)
         torch._foreach_div_(root, numbers["correction"])
         torch._foreach_add_(root, numbers["eps"])
@@ -74,8 +76,8 @@ class AdamWRule:
 
     def update(self, param: Tensor, grad: Tensor, moments: Tensors, numbers: Numbers) -> tuple[Tensor, ...]:
         first, second = moments
-        first = first + (grad - first) * (1 - numbers["beta1"])
-        second = second * numbers["beta2"] + grad * grad * (1 - numbers["beta2"])
+        first = first + (grad - first) * numbers["weight1"]
+        second = second * numbers["beta2"] + grad * grad * numbers["weight2"]
         root = second.sqrt() / numbers["correction"] + numbers["eps"]
         return param * numbers["decay"] - first / root * numbers["step_size"], first, second
 
@@ -102,8 +104,9 @@ class AdaBeliefRule:
         numbers = {
             "decay": 1 - (weight_decay if group["fixed_decay"] else lr * weight_decay) * group["weight_decouple"],
             "coupled_decay": 0.0 if group["weight_decouple"] else weight_decay,
-            "beta1": beta1,
+            "weight1": 1 - beta1,
             "beta2": beta2,
+            "weight2": 1 - beta2,
             "kind": "adaptive",
             "step_size": lr / (1 - beta1**step),
             "correction": _sqrt(1 - beta2**step),
@@ -137,10 +140,10 @@ class AdaBeliefRule:
         first, second = moments[:2]
         if numbers["coupled_decay"]:
             grads = torch._foreach_add(grads, params, alpha=numbers["coupled_decay"])
-        torch._foreach_lerp_(first, grads, 1 - numbers["beta1"])
+        torch._foreach_lerp_(first, grads, numbers["weight1"])
         scratch = torch._foreach_sub(grads, first)
         torch._foreach_mul_(second, numbers["beta2"])
-        torch._foreach_addcmul_(second, scratch, scratch, 1 - numbers["beta2"])
+        torch._foreach_addcmul_(second, scratch, scratch, numbers["weight2"])
         if numbers["stored_eps"]:
             torch._foreach_add_(second, numbers["stored_eps"])
         if len(moments) == 3:
@@ -177,9 +180,9 @@ class AdaBeliefRule:
         kind = numbers["kind"]
         grad = grad + param * numbers["coupled_decay"]
         param = param * numbers["decay"]
-        first = first + (grad - first) * (1 - numbers["beta1"])
+        first = first + (grad - first) * numbers["weight1"]
         residual = grad - first
-        second = second * numbers["beta2"] + residual * residual * (1 - numbers["beta2"]) + numbers["stored_eps"]
+        second = second * numbers["beta2"] + residual * residual * numbers["weight2"] + numbers["stored_eps"]
         largest = tuple(torch.maximum(old, second) for old in moments[2:])
         if kind == "none":
             return param, first, second, *largest
@@ -201,21 +204,21 @@ class LionRule:
 
     def numbers(self, group: Mapping[str, Any], lr: float, step: Any) -> Numbers:
         beta1, beta2 = group["betas"]
-        return {"decay": 1 - lr * group["weight_decay"], "beta1": beta1, "beta2": beta2, "lr": lr}
+        return {"decay": 1 - lr * group["weight_decay"], "weight1": 1 - beta1, "weight2": 1 - beta2, "lr": lr}
 
     def foreach(self, params: Tensors, grads: Tensors, moments: Sequence[Tensors], numbers: Numbers) -> None:
         (first,) = moments
         torch._foreach_mul_(params, numbers["decay"])
-        direction = torch._foreach_lerp(first, grads, 1 - numbers["beta1"])
+        direction = torch._foreach_lerp(first, grads, numbers["weight1"])
         torch._foreach_sign_(direction)
         torch._foreach_add_(params, direction, alpha=-numbers["lr"])
-        torch._foreach_lerp_(first, grads, 1 - numbers["beta2"])
+        torch._foreach_lerp_(first, grads, numbers["weight2"])
 
     def update(self, param: Tensor, grad: Tensor, moments: Tensors, numbers: Numbers) -> tuple[Tensor, ...]:
         (first,) = moments
-        direction = torch.sign(first + (grad - first) * (1 - numbers["beta1"]))
+        direction = torch.sign(first + (grad - first) * numbers["weight1"])
         param = param * numbers["decay"] - direction * numbers["lr"]
-        return param, first + (grad - first) * (1 - numbers["beta2"])
+        return param, first + (grad - first) * numbers["weight2"]
 
 
 RULES: dict[str, Rule] = {"adamw": AdamWRule(), "adabelief": AdaBeliefRule(), "lion": LionRule()}
