@@ -2,6 +2,7 @@
 time."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -152,9 +153,15 @@ def _apply_singly(rule: Rule, read: Sequence[tuple[Tensor, Tensor, list[Tensor]]
 
 
 def _run_compiled(rule: Rule, jobs: Sequence[Job], numbers: Numbers) -> None:
-    if not jobs:
-        return
-    operands = [_read(job, 0, job.numel) for job in jobs]
-    update_compiled(rule, operands, numbers)
-    for job, (param, _, moments) in zip(jobs, operands, strict=True):
-        _write(job, 0, job.numel, param, moments)
+    """Views as they are, and copies bucket by bucket."""
+    views, copies = [], []
+    for job in jobs:
+        is_view = all(isinstance(buffer, Plain) for buffer in (job.param, *job.moments))
+        (views if is_view else copies).append(job)
+    limit = bucket_size(jobs[0].grad.device) if jobs else 1
+    buckets = [[(job, 0, job.numel) for job in views]] if views else []
+    for bucket in itertools.chain(buckets, _buckets(copies, limit)):
+        read = [_read(*entry) for entry in bucket]
+        update_compiled(rule, read, numbers)
+        for (job, start, stop), (param, _, moments) in zip(bucket, read, strict=True):
+            _write(job, start, stop, param, moments)
