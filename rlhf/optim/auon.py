@@ -70,6 +70,9 @@ class AuON(FlatOptimizer):
                 raise ValueError(f"{name} is {group[name]!r}: choose one of {', '.join(choices)}")
         if not 0 <= group["momentum"] < 1:
             raise ValueError(f"momentum is {group['momentum']}: it must be in [0, 1)")
+        for name in ("eps_norm", "eps_divisor", "min_grad_rms"):
+            if group[name] < 0:
+                raise ValueError(f"{name} is {group[name]}: it must be 0 or more")
         if not isinstance(group["ns_steps"], int) or group["ns_steps"] < 0:
             raise ValueError(f"ns_steps is {group['ns_steps']!r}: it must be a whole number, 0 or more")
         if group["brake"] != "series" and (group["ns_steps"] or group["mode"] == "repository"):
