@@ -16,14 +16,14 @@ from rlhf.training.learner import Learner
 EVEN_TOKENS = Path(__file__).with_name("even_tokens.py")
 
 
-def save_tiny_model(folder: Path) -> str:
-    """A two-layer Llama with the demo model's tokenizer; weights are the same every time."""
+def save_tiny_model(folder: Path, **sizes: int) -> str:
+    """A two-layer Llama with the demo model's tokenizer; weights are the same every time. `sizes` as in LlamaConfig."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model_path("embedded:smollm2-135m-instruct"))
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
-        eos_token_id=2, bos_token_id=1, pad_token_id=2,
+        vocab_size=len(tokenizer), num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2, eos_token_id=2, bos_token_id=1,
+        pad_token_id=2, **({"hidden_size": 32, "intermediate_size": 48} | sizes),
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

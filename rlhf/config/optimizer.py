@@ -42,6 +42,11 @@ class AdamW8bitConfig(Section):
     """Decoupled weight decay; norms and biases are not decayed."""
 
 
+def libraries_of(config: AdamW8bitConfig) -> list[str]:
+    """The packages that may provide it, in order of preference."""
+    return ["torchao", "bitsandbytes"] if config.library == "auto" else [config.library]
+
+
 class _OwnOptimizer(Section):
     """What the optimizers of this project share. `preset` sets the fields that are not given."""
 

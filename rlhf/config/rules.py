@@ -1,9 +1,10 @@
 """Rules between sections. Each sentence says what contradicts what, and the remedy."""
 
+import importlib.util
 from typing import Any
 
 from rlhf.config.data import ARITHMETIC_HELD_OUT, ArithmeticConfig, DatasetConfig
-from rlhf.config.optimizer import FrugalConfig
+from rlhf.config.optimizer import AdamW8bitConfig, FrugalConfig, libraries_of
 from rlhf.config.optimizer_memory import MIN_SPLIT_DIM
 from rlhf.config.rewards import CorrectnessConfig, SoftOverlongConfig
 from rlhf.config.rollouts import VllmEngineConfig
@@ -222,6 +223,11 @@ def remarks(config: Any) -> list[str]:
 
 def _optimizer_remarks(config: Any) -> list[str]:
     optimizer = config.optimizer
+    if isinstance(optimizer, AdamW8bitConfig) and not any(map(importlib.util.find_spec, libraries_of(optimizer))):
+        return [
+            f"optimizer.type = adamw_8bit: {' or '.join(libraries_of(optimizer))} is not installed here; "
+            "pip install torchao, or set optimizer.type to frugal and optimizer.state_dtype to 8bit"
+        ]
     if not isinstance(optimizer, FrugalConfig):
         return []
     lora = config.model.lora

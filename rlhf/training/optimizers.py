@@ -15,6 +15,7 @@ from rlhf.config.optimizer import (
     FrugalConfig,
     MuonConfig,
     OptimizerConfig,
+    libraries_of,
 )
 from rlhf.optim import AdaBelief, AuON, Frugal
 from rlhf.optim.muon import MatrixMomentum
@@ -22,6 +23,9 @@ from rlhf.optim.parameter_groups import named_groups, parameter_roles
 
 NOT_SETTINGS = {"type", "preset", "library"}
 """Fields of a section that are no arguments of an optimizer."""
+GUARDED = {"skip_nonfinite": False}
+"""The learner skips steps with a non-finite gradient norm before it asks the optimizer: another pass over the gradient
+would find nothing."""
 
 
 def keeps_master_copies(config: OptimizerConfig) -> bool:
@@ -45,13 +49,13 @@ def build_optimizer(
         case AdamWConfig():
             return torch.optim.AdamW(_plain(groups), **settings, fused=True)
         case AdamW8bitConfig():
-            return _adamw_8bit(config.library)(_plain(groups), **settings)
+            return _adamw_8bit(config)(_plain(groups), **settings)
         case AdaBeliefConfig():
-            return AdaBelief(groups, **settings, seed=seed)
+            return AdaBelief(groups, **settings, **GUARDED, seed=seed)
         case FrugalConfig():
-            return Frugal(groups, **settings, seed=seed)
+            return Frugal(groups, **settings, **GUARDED, seed=seed)
         case AuONConfig():
-            return AuON(groups, **settings, seed=seed)
+            return AuON(groups, **settings, **GUARDED, seed=seed)
         case MuonConfig():
             return MatrixMomentum(groups, **settings)
     raise TypeError(f"no optimizer is built for {type(config).__name__}")
@@ -62,8 +66,8 @@ def _plain(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in group.items() if name != "role"} for group in groups]
 
 
-def _adamw_8bit(library: str) -> Any:
-    wanted = [library] if library != "auto" else ["torchao", "bitsandbytes"]
+def _adamw_8bit(config: AdamW8bitConfig) -> Any:
+    wanted = libraries_of(config)
     found = [name for name in wanted if importlib.util.find_spec(name) is not None]
     if not found:
         raise ModuleNotFoundError(
