@@ -136,12 +136,12 @@ def test_the_first_step_is_lr_over_beta1_for_any_gradient(size):
 
 def test_for_noise_the_variance_is_0_85_of_the_mean_square():
     parameter = torch.nn.Parameter(torch.zeros(4096))
-    optimizer = AdaBelief([parameter], lr=0.0, eps=1e-30, impl="foreach")
+    optimizer = AdaBelief([parameter], lr=0.0, betas=(0.9, 0.99), eps=1e-30, impl="foreach")
     generator = torch.Generator().manual_seed(0)
     mean_square = torch.zeros(4096)
-    for _ in range(2000):
+    for _ in range(700):
         parameter.grad = torch.randn(4096, generator=generator)
-        mean_square.lerp_(parameter.grad.square(), 0.001)
+        mean_square.lerp_(parameter.grad.square(), 0.01)
         optimizer.step()
     ratio = optimizer.state[parameter]["exp_avg_var"].mean() / mean_square.mean()
     assert float(ratio) == pytest.approx(2 * 0.9**2 / 1.9, abs=2e-3)
@@ -164,9 +164,11 @@ def steps_over_lr(gradients, counts, **settings):
 @pytest.mark.parametrize(
     ("eps", "of_large", "of_small"),
     [
-        (1e-16, {1: 1.111, 10: 1.64, 100: 4.96, 1000: 20.0, 3000: 66.8}, {1: 1.05, 3000: 3.16}),
-        (1e-12, {1: 1.11, 10: 1.63, 100: 4.90, 1000: 16.9}, {1: 0.0316}),
+        (1e-16, {1: 1.111, 10: 1.64, 100: 4.96}, {1: 1.05}),
+        (1e-12, {1: 1.11, 10: 1.63, 100: 4.90}, {1: 0.0316}),
         (1e-8, {1: 0.304, 10: 0.311, 100: 0.316}, {1: 3.16e-4}),
+        pytest.param(1e-16, {1000: 20.0, 3000: 66.8, 10000: 1846.0}, {3000: 3.16}, marks=pytest.mark.slow),
+        pytest.param(1e-12, {1000: 16.9, 3000: 28.6, 10000: 31.6}, {}, marks=pytest.mark.slow),
     ],
 )
 def test_steps_grow_where_a_gradient_stays(eps, of_large, of_small):
@@ -187,15 +189,16 @@ def test_the_length_that_rectification_looks_at():
 
 
 def test_an_added_eps_leaves_the_stored_moment_alone_and_is_that_of_a_long_accumulation():
-    eps, beta2 = 1e-8, 0.99
+    eps, beta2 = 1e-8, 0.9
     _, accumulated = trajectory(1, eps=eps)
     _, additive = trajectory(1, eps=eps, eps_mode="additive")
     assert float(accumulated["exp_avg_var"][3]) == eps
     assert float(additive["exp_avg_var"][3]) == 0
-    many = 2000
+    many = 300
     (last,) = steps_over_lr([1e-3, 1e-5], [many], betas=(0.9, beta2), eps=eps * (1 - beta2))
     (last_additive,) = steps_over_lr([1e-3, 1e-5], [many], betas=(0.9, beta2), eps=eps, eps_mode="additive")
-    assert last == pytest.approx(last_additive, rel=1e-6)
+    # accumulated, eps is added to the root too
+    assert last == pytest.approx(last_additive, rel=1.1e-5)
 
 
 def test_an_added_eps_in_closed_form():

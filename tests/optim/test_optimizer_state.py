@@ -73,7 +73,7 @@ def test_an_empty_round_trip_changes_nothing(name):
     assert_same_run(run.train(0, 2).saved(), Run(name).train(0, 2).saved())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith(("-float32", "-split16"))])
 def test_a_step_of_zeros_makes_state_and_leaves_no_trace(name):
     run = Run(name)
     for parameter in run.parameters.values():
