@@ -42,7 +42,7 @@ PROJECTABLE = (*WHOLE_TENSORS, "columns", *SUBSPACES)
 
 class Frugal(FlatOptimizer):
     """Groups of role "split" are updated by the state-full rule on a `density` share of their elements and by the
-    state-free rule on the others; a new share is chosen every `update_gap` steps. Groups of role "full" are state-full
+    state-free rule on the others; a new share of a tensor is chosen every `update_gap` of its updates. Groups of role "full" are state-full
     throughout.
 
     `selector`: "block_budget" (whole tensors, `density` of the elements; the default), "block" (of the number of
@@ -61,14 +61,17 @@ class Frugal(FlatOptimizer):
     """
 
     def __init__(
-        self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float | None = None,
         weight_decay: float = 0.0, *, density: float = 0.25, update_gap: int = 200, selector: str = "auto",
         order: str = "descending", state_full_rule: str = "adamw", state_free_rule: str = "sign",
         state_full_lr_scale: float = 1.0, state_free_lr_scale: float = 1.0, state_mode: str = "reset",
         rounding: str = "nearest", sign_deadzone: float = 0.0, min_grad_rms: float = 1e-12,
         density_end: float | None = None, density_epochs: int = 1, **settings: Any,
     ) -> None:  # fmt: skip
-        """`settings`: those of `SHARED_DEFAULTS`, and of AdaBelief where it is the state-full rule."""
+        """`settings`: those of `SHARED_DEFAULTS`, and of AdaBelief where it is the state-full rule. `eps` is 1e-8, and
+        1e-16 for AdaBelief, which adds it to its moment at every step."""
+        if eps is None:
+            eps = 1e-16 if state_full_rule == "adabelief" else 1e-8
         defaults = {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "density": density,
             "update_gap": update_gap, "selector": selector, "order": order, "state_full_rule": state_full_rule,
