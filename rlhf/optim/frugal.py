@@ -42,8 +42,8 @@ PROJECTABLE = (*WHOLE_TENSORS, "columns", *SUBSPACES)
 
 class Frugal(FlatOptimizer):
     """Groups of role "split" are updated by the state-full rule on a `density` share of their elements and by the
-    state-free rule on the others; a new share of a tensor is chosen every `update_gap` of its updates. Groups of role "full" are state-full
-    throughout.
+    state-free rule on the others; a new share of a tensor is chosen every `update_gap` of its updates. Groups of role
+    "full" are state-full throughout.
 
     `selector`: "block_budget" (whole tensors, `density` of the elements; the default), "block" (of the number of
     tensors, as in the paper's code), "chunk" (a stretch of each tensor; the default on ZeRO partitions), "columns",
