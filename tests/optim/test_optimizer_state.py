@@ -246,6 +246,20 @@ def test_parameters_without_names_are_rounded_by_numbers_of_their_own():
         assert share == pytest.approx(0.59, abs=0.08)
 
 
+def test_moments_of_one_value_are_rounded_each_by_chances_of_its_own():
+    weight = torch.nn.Parameter(torch.zeros(4000))
+    optimizer = Frugal([weight], betas=(0.9, 0.9), state_dtype="bfloat16", impl="foreach")
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    first, second = (optimizer.state[weight][name].float() for name in ("exp_avg", "exp_avg_sq"))
+    lower, upper = 0.099609375, 0.10009765625
+    share = (0.1 - lower) / (upper - lower)
+    for moment in (first, second):
+        assert set(moment.tolist()) == {lower, upper}
+        assert float((moment == upper).double().mean()) == pytest.approx(share, abs=0.03)
+    assert float((first == second).double().mean()) == pytest.approx(share**2 + (1 - share) ** 2, abs=0.03)
+
+
 def test_state_of_float64_parameters_is_float64():
     weight = torch.nn.Parameter(torch.zeros(5000, dtype=DOUBLE))
     weight.grad = torch.ones_like(weight)
