@@ -72,7 +72,7 @@ class AdaBelief(FlatOptimizer):
         for slot in slots:
             self.allocate_full(group, slot, RULE)
             slot.state["step"] += 1
-            jobs.append(full_job(group, slot, RULE))
+            jobs.append(full_job(group, slot, RULE, float(slot.state["step"])))
             numbers.append(RULE.numbers(group, lr, float(slot.state["step"])))
             sums.append(_measured(slot, jobs[-1], numbers[-1]))
         layouts = [slot.layout for slot in slots]

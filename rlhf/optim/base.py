@@ -128,9 +128,10 @@ class FlatOptimizer(Optimizer):
         by_step: dict[float, list[Job]] = {}
         for slot in slots:
             self.allocate_full(group, slot, rule)
-            slot.state["step"] += 1
-            job = full_job(group, slot, rule)
-            by_step.setdefault(float(slot.state["step"]), []).append(job)
+        torch._foreach_add_([slot.state["step"] for slot in slots], 1)
+        for slot in slots:
+            step = float(slot.state["step"])
+            by_step.setdefault(step, []).append(full_job(group, slot, rule, step))
         for step, jobs in by_step.items():
             elements = sum(job.numel for job in jobs)
             run(rule, jobs, rule.numbers(group, lr, step), resolve(group["impl"], elements, jobs[0].grad.device))
@@ -164,13 +165,14 @@ class FlatOptimizer(Optimizer):
         names = parameter_names(group)
         slots = []
         for index, parameter in enumerate(group["params"]):
-            if parameter.grad is None:
+            grad = parameter.grad
+            if grad is None:
                 continue
-            if parameter.grad.is_sparse:
+            if grad.is_sparse:
                 raise ValueError(f"{type(self).__name__} takes dense gradients, and that of {names[index]} is sparse")
             # a flat partition replaces the parameters of its group: it has one name, whatever theirs were
             name = names[index] if len(names) == len(group["params"]) else f"partition.{index}"
-            grad = local_flat(parameter.grad.contiguous())
+            grad = local_flat(grad.contiguous())
             grad = -grad if group["maximize"] else grad
             layout = pieces_of(parameter, name)
             slots.append(Slot(parameter, local_flat(parameter), grad, name, layout, self.state.get(parameter, {})))
@@ -221,14 +223,14 @@ def lacks_layout(group: Mapping[str, Any]) -> bool:
     return is_replaced and any(attached(parameter) is None for parameter in group["params"])
 
 
-def full_job(group: Mapping[str, Any], slot: Slot, rule: Rule) -> Job:
-    """Every local element of a slot."""
+def full_job(group: Mapping[str, Any], slot: Slot, rule: Rule, step: float) -> Job:
+    """Every local element of a slot, at its `step`."""
     numel = slot.values.numel()
     moments = [
         state_buffer(slot.state, moment.name, group["state_dtype"], moment.signed) for moment in rule.moments(group)
     ]
-    param = parameter_buffer(slot.parameter, slot.state, group["param_precision"])
-    return Job(param, 0, slot.grad, moments, 0, numel, noise_of(group, slot, int(slot.state["step"])))
+    param = parameter_buffer(slot.parameter, slot.state, group["param_precision"], slot.values)
+    return Job(param, 0, slot.grad, moments, 0, numel, noise_of(group, slot, int(step)))
 
 
 def noise_of(group: Mapping[str, Any], slot: Slot, step: int) -> Callable[[str, int, int], Tensor]:

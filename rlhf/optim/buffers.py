@@ -44,7 +44,7 @@ class Plain:
     values: Tensor
 
     def read(self, start: int, stop: int) -> Tensor:
-        return self.values[start:stop]
+        return self.values if start == 0 and stop == self.values.numel() else self.values[start:stop]
 
     def write(self, start: int, stop: int, value: Tensor, bits: Bits) -> None:
         kept = self.values[start:stop]
@@ -144,12 +144,13 @@ def allocate_state(
     state[name] = torch.zeros(numel, dtype=dtype, device=device)
 
 
-def parameter_buffer(parameter: Tensor, state: dict, precision: str) -> Buffer:
-    """How the parameter's local values are read and written; makes the residual of a split weight on first use.
+def parameter_buffer(parameter: Tensor, state: dict, precision: str, values: Tensor | None = None) -> Buffer:
+    """How the parameter's local values (`values`, where they are at hand) are read and written; makes the residual of a
+    split weight on first use.
 
     Raises ValueError where the precision does not fit the parameter's dtype.
     """
-    values = local_flat(parameter)
+    values = local_flat(parameter) if values is None else values
     if values.dtype in (torch.float32, torch.float64):
         if precision != "native":
             raise ValueError(f"param_precision {precision!r} is for bfloat16, got {values.dtype}: use 'native'")

@@ -2,7 +2,6 @@
 time."""
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,7 +127,8 @@ def _buckets(jobs: Sequence[Job], limit: int) -> Iterator[list[tuple[Job, int, i
 def _read(job: Job, start: int, stop: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     param = job.param.read(job.param_start + start, job.param_start + stop)
     moments = [m.read(job.moment_start + start, job.moment_start + stop) for m in job.moments]
-    return param, job.grad[start:stop].to(param.dtype), moments
+    grad = job.grad if start == 0 and stop == job.grad.numel() else job.grad[start:stop]
+    return param, grad if grad.dtype == param.dtype else grad.to(param.dtype), moments
 
 
 def _write(job: Job, start: int, stop: int, param: Tensor, moments: Sequence[Tensor]) -> None:
@@ -157,10 +157,11 @@ def _run_compiled(rule: Rule, jobs: Sequence[Job], numbers: Numbers) -> None:
     views, copies = [], []
     for job in jobs:
         is_view = all(isinstance(buffer, Plain) for buffer in (job.param, *job.moments))
-        (views if is_view else copies).append(job)
-    limit = bucket_size(jobs[0].grad.device) if jobs else 1
-    buckets = [[(job, 0, job.numel) for job in views]] if views else []
-    for bucket in itertools.chain(buckets, _buckets(copies, limit)):
+        is_read_whole = is_view and job.grad.dtype == job.param.values.dtype
+        (views if is_read_whole else copies).append(job)
+    if views:
+        update_compiled(rule, [_read(job, 0, job.numel) for job in views], numbers)
+    for bucket in _buckets(copies, bucket_size(jobs[0].grad.device)) if copies else ():
         read = [_read(*entry) for entry in bucket]
         update_compiled(rule, read, numbers)
         for (job, start, stop), (param, _, moments) in zip(bucket, read, strict=True):

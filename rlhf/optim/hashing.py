@@ -3,6 +3,7 @@
 Replicas then round alike, results do not depend on how a tensor is sharded, and a resumed run needs no generator state.
 """
 
+import functools
 import hashlib
 import re
 
@@ -16,6 +17,7 @@ WRAPPERS = re.compile(
 MASK_64, MASK_32 = (1 << 64) - 1, (1 << 32) - 1
 
 
+@functools.cache
 def tensor_key(name: str) -> int:
     """A fixed 64-bit number for a parameter's name, whatever wraps the model: 8 bytes of BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(WRAPPERS.sub("", name).encode(), digest_size=8).digest(), "big")

@@ -3,7 +3,7 @@ operation."""
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf.optim.rules import Numbers, Rule
 
 TENSORS = 8
-"""Tensors of one size that share the call of a kernel, which costs some 50 microseconds; more make compiling longer."""
+"""Tensors that share the call of a kernel, which costs some 50 microseconds; more make compiling longer."""
 
 Operands = tuple[Tensor, Tensor, Sequence[Tensor]]
 """Parameter, gradient and moments: flat, of one length and dtype."""
@@ -23,19 +23,34 @@ def update_compiled(rule: Rule, operands: Sequence[Operands], numbers: Numbers) 
     # numbers that change with the step are a tensor, or every step would be compiled anew
     values = {name: value for name, value in numbers.items() if not isinstance(value, str)}
     kinds = tuple((name, value) for name, value in numbers.items() if isinstance(value, str))
-    by_shape: dict[tuple[int, torch.dtype, int], list[list[Tensor]]] = {}
+    by_kind: dict[tuple[int, torch.dtype], dict[int, list[list[Tensor]]]] = {}
     for param, grad, moments in operands:
-        shape = (len(moments), param.dtype, param.numel())
-        by_shape.setdefault(shape, []).append([_standalone(each) for each in (param, grad, *moments)])
-    for (moments, dtype, _), alike in by_shape.items():
+        of_size = by_kind.setdefault((len(moments), param.dtype), {}).setdefault(param.numel(), [])
+        of_size.append(list(map(_standalone, (param, grad, *moments))))
+    for (moments, dtype), by_size in by_kind.items():
         numbers_K = torch.tensor(list(values.values()), dtype=dtype)
-        whole = len(alike) // TENSORS * TENSORS
-        for tensors, stop in ((TENSORS, whole), (1, len(alike))):
-            kernel = _compile(rule, tuple(values), kinds, moments, tensors)
-            for first in range(0 if tensors > 1 else whole, stop, tensors):
-                kernel(numbers_K, *(each for part in alike[first : first + tensors] for each in part))
+        device = operands[0][0].device
+        for tensors, is_one_size, part in _calls(list(by_size.values())):
+            kernel = _compile(rule, tuple(values), kinds, moments, tensors, is_one_size, dtype, device)
+            kernel(numbers_K, *(each for one in part for each in one))
     # what is written through an alias is not seen by autograd, which would use it in a later backward pass
     torch.autograd.graph.increment_version([param for param, _, _ in operands])
+
+
+def _calls(by_size: Sequence[list[list[Tensor]]]) -> Iterator[tuple[int, bool, list[list[Tensor]]]]:
+    """(tensors of a call, whether they are of one size, their operands). Tensors of one size share one loop of a
+    kernel; of what is left as many as are worth another kernel share a call, and the last are single."""
+    rest = []
+    for alike in by_size:
+        whole = len(alike) // TENSORS * TENSORS
+        for first in range(0, whole, TENSORS):
+            yield TENSORS, True, alike[first : first + TENSORS]
+        rest += alike[whole:]
+    shared = len(rest) // TENSORS * TENSORS if len(rest) >= 4 * TENSORS else 0
+    for first in range(0, shared, TENSORS):
+        yield TENSORS, False, rest[first : first + TENSORS]
+    for one in rest[shared:]:
+        yield 1, True, [one]
 
 
 @functools.cache
@@ -54,8 +69,9 @@ def can_compile(device_type: str) -> bool:
 
 @functools.cache
 def _compile(
-    rule: Rule, names: tuple[str, ...], kinds: tuple[tuple[str, Any], ...], moments: int, tensors: int
-) -> Callable[..., None]:
+    rule: Rule, names: tuple[str, ...], kinds: tuple[tuple[str, Any], ...], moments: int, tensors: int,
+    is_one_size: bool, dtype: torch.dtype, device: torch.device,
+) -> Callable[..., None]:  # fmt: skip
     """A kernel that takes the numbers as one tensor and, for each of so many tensors, parameter, gradient, moments."""
 
     def update(numbers_K: Tensor, *operands: Tensor) -> None:
@@ -68,10 +84,19 @@ def _compile(
     # torch counts compilations by code object, and refuses more than eight of one: each kernel has its own
     name = f"update_{tensors}"
     own = types.FunctionType(update.__code__.replace(co_name=name), globals(), name, None, update.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=True)
+    kernel = torch.compile(own, fullgraph=True, dynamic=True)
+    # sizes that are equal in the first call are taken to be equal in all, and those that are not are not. None of them
+    # is to be that of the numbers
+    sizes = [1000 + (0 if is_one_size else index) for index in range(tensors)]
+    samples = [torch.zeros(size, dtype=dtype, device=device) for size in sizes for _ in range(moments + 2)]
+    kernel(torch.ones(len(names), dtype=dtype), *samples)
+    return kernel
 
 
 def _standalone(view: Tensor) -> Tensor:
-    """The same memory as a tensor that begins it. A kernel would be compiled anew for whether a view begins at 0, and
-    for whether views begin at the same place."""
-    return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(view.detach()))
+    """The same memory as a tensor that begins at its storage's beginning. A kernel would be compiled anew for whether a
+    view begins at 0, and for whether views begin at the same place."""
+    values = view.detach() if view.requires_grad else view
+    if values.storage_offset() == 0:
+        return values
+    return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(values))

@@ -6,6 +6,7 @@ state-full, how a value is rounded, a matrix's norm) is a function of the tensor
 the whole tensor.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,8 @@ def attach(partition: Tensor, layout: Pieces) -> None:
 
 def attached(parameter: Tensor) -> Pieces | None:
     """The layout of a flat partition, None where there is none."""
-    return _PARTITIONS.get(parameter)
+    # asked of every parameter at every step, and most programs have no partitions
+    return _PARTITIONS.get(parameter) if _PARTITIONS else None
 
 
 def pieces_of(parameter: Tensor, name: str) -> Pieces:
@@ -97,7 +99,7 @@ def pieces_of(parameter: Tensor, name: str) -> Pieces:
         return layout
     shape = tuple(parameter.shape)
     if not isinstance(parameter, DTensor):
-        return Pieces((Piece(name, tensor_key(name), shape, 0, parameter.numel(), 0),))
+        return _whole(name, shape)
     for placement in parameter.placements:
         if not isinstance(placement, Replicate) and not (type(placement) is Shard and placement.dim == 0):
             raise NotImplementedError(
@@ -108,6 +110,11 @@ def pieces_of(parameter: Tensor, name: str) -> Pieces:
     row = _numel(shape[1:])
     piece = Piece(name, tensor_key(name), shape, offsets[0] * row if shape else 0, _numel(local_shape), 0)
     return Pieces((piece,), _mesh_sum(parameter))
+
+
+@functools.cache
+def _whole(name: str, shape: tuple[int, ...]) -> Pieces:
+    return Pieces((Piece(name, tensor_key(name), shape, 0, _numel(shape), 0),))
 
 
 def local_flat(tensor: Tensor) -> Tensor:

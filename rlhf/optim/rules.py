@@ -27,6 +27,10 @@ class Moment:
     signed: bool
 
 
+EXP_AVG, EXP_AVG_SQ = Moment("exp_avg", signed=True), Moment("exp_avg_sq", signed=False)
+EXP_AVG_VAR, MAX_EXP_AVG_VAR = Moment("exp_avg_var", signed=False), Moment("max_exp_avg_var", signed=False)
+
+
 class Rule(Protocol):
     """One elementwise update."""
 
@@ -49,7 +53,7 @@ class AdamWRule:
     operations."""
 
     def moments(self, group: Mapping[str, Any]) -> tuple[Moment, ...]:
-        return Moment("exp_avg", signed=True), Moment("exp_avg_sq", signed=False)
+        return EXP_AVG, EXP_AVG_SQ
 
     def numbers(self, group: Mapping[str, Any], lr: float, step: Any) -> Numbers:
         beta1, beta2 = group["betas"]
@@ -94,8 +98,7 @@ class AdaBeliefRule:
     """
 
     def moments(self, group: Mapping[str, Any]) -> tuple[Moment, ...]:
-        largest = (Moment("max_exp_avg_var", signed=False),) if group["amsgrad"] else ()
-        return Moment("exp_avg", signed=True), Moment("exp_avg_var", signed=False), *largest
+        return (EXP_AVG, EXP_AVG_VAR, MAX_EXP_AVG_VAR) if group["amsgrad"] else (EXP_AVG, EXP_AVG_VAR)
 
     def numbers(self, group: Mapping[str, Any], lr: float, step: Any) -> Numbers:
         beta1, beta2 = group["betas"]
@@ -110,6 +113,7 @@ class AdaBeliefRule:
             "kind": "adaptive",
             "step_size": lr / (1 - beta1**step),
             "correction": _sqrt(1 - beta2**step),
+            "scale": 1 / (1 - beta2**step),
             "stored_eps": eps if is_accumulated else 0.0,
             "eps": eps if is_accumulated else 0.0,
             "eps_inside": 0.0 if is_accumulated else eps,
@@ -192,7 +196,8 @@ class AdaBeliefRule:
             root = (second.sqrt() + numbers["eps"]) * numbers["correction"]
         else:
             used = largest[0] if largest else second
-            root = (used / numbers["correction"] ** 2 + numbers["eps_inside"]).sqrt() + numbers["eps"]
+            # a product: a division more would show in a kernel's time
+            root = (used * numbers["scale"] + numbers["eps_inside"]).sqrt() + numbers["eps"]
         return param - first / root * numbers["step_size"], first, second, *largest
 
 
@@ -200,7 +205,7 @@ class LionRule:
     """Lion (arXiv 2302.06675, algorithm 2): the sign of an interpolation of gradient and momentum."""
 
     def moments(self, group: Mapping[str, Any]) -> tuple[Moment, ...]:
-        return (Moment("exp_avg", signed=True),)
+        return (EXP_AVG,)
 
     def numbers(self, group: Mapping[str, Any], lr: float, step: Any) -> Numbers:
         beta1, beta2 = group["betas"]

@@ -32,7 +32,7 @@ def split_jobs(group: Mapping[str, Any], slot: Slot, rule: Rule, selections: Seq
     moments = []
     if offsets[-1]:
         moments = [state_buffer(slot.state, m.name, group["state_dtype"], m.signed) for m in rule.moments(group)]
-    param = parameter_buffer(slot.parameter, slot.state, group["param_precision"])
+    param = parameter_buffer(slot.parameter, slot.state, group["param_precision"], slot.values)
     step = int(slot.state["updates"])
     for piece, selection, compact in zip(slot.layout.pieces, selections, offsets, strict=False):
 
