@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from rlhf.optim.buffers import BLOCK, SMALLEST_QUANTIZED, allocate_state, parameter_buffer, state_buffer
 from rlhf.optim.elementwise import Job, resolve, run
-from rlhf.optim.hashing import mix, random_bits_range, tensor_key
+from rlhf.optim.hashing import tensor_key
 from rlhf.optim.layout import Pieces, attached, local_flat, pieces_of, placed_like, shaped_like, sum_by_layout
+from rlhf.optim.noise import Noise
 from rlhf.optim.rules import Rule
 
 SHARED_DEFAULTS = {
@@ -233,24 +234,9 @@ def full_job(group: Mapping[str, Any], slot: Slot, rule: Rule, step: float) -> J
     return Job(param, 0, slot.grad, moments, 0, numel, noise_of(group, slot, int(step)))
 
 
-def noise_of(group: Mapping[str, Any], slot: Slot, step: int) -> Callable[[str, int, int], Tensor]:
-    """Random bits by field and local range: a function of seed, step, tensor and the element's place in the whole
-    tensor."""
-
-    def noise(field: str, offset: int, numel: int) -> Tensor:
-        device = slot.values.device
-        # padding between the tensors of a flat partition keeps zeros: nothing reads it
-        bits = torch.zeros(numel, dtype=torch.int32, device=device)
-        for index, first, last in slot.layout.parts(offset, offset + numel):
-            piece = slot.layout.pieces[index]
-            key = mix(piece.key, tensor_key(field))
-            start = piece.start + first - piece.offset
-            bits[first - offset : last - offset] = random_bits_range(
-                group["seed"], step, key, start, last - first, device
-            )
-        return bits
-
-    return noise
+def noise_of(group: Mapping[str, Any], slot: Slot, step: int) -> Noise:
+    """Random bits for the slot's elements at a step."""
+    return Noise(group["seed"], step, slot.layout, slot.values.device)
 
 
 def compute_dtype(values: Tensor) -> torch.dtype:

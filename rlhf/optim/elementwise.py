@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rlhf.optim.buffers import BLOCK, Buffer, Plain
-from rlhf.optim.kernels import can_compile, update_compiled
+from rlhf.optim.compiled_buffers import read_buffer, read_compiled, write_buffer, write_compiled
+from rlhf.optim.kernels import Operands, can_compile, update_compiled
 from rlhf.optim.rules import Numbers, Rule
 
 Implementation = Literal["auto", "foreach", "compiled", "loop"]
@@ -23,6 +24,8 @@ WORTH_COMPILING = 20_000_000
 """Compiling takes seconds to a minute: `auto` compiles from this many elements on."""
 WORTH_A_KERNEL = 1 << 14
 """Calling a compiled kernel costs about 50 microseconds: smaller tensors are updated together, as lists."""
+KERNEL_BUCKETS = 4
+"""Buckets that kernels take together on a CPU: there are few passes over them, and each call costs time."""
 
 
 def bucket_size(device: torch.device) -> int:
@@ -124,28 +127,29 @@ def _buckets(jobs: Sequence[Job], limit: int) -> Iterator[list[tuple[Job, int, i
         yield bucket
 
 
-def _read(job: Job, start: int, stop: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    param = job.param.read(job.param_start + start, job.param_start + stop)
-    moments = [m.read(job.moment_start + start, job.moment_start + stop) for m in job.moments]
+def _read(job: Job, start: int, stop: int, read: Callable[..., Tensor] = read_buffer) -> Operands:
+    param = read(job.param, job.param_start + start, job.param_start + stop)
+    moments = [read(each, job.moment_start + start, job.moment_start + stop) for each in job.moments]
     grad = job.grad if start == 0 and stop == job.grad.numel() else job.grad[start:stop]
     return param, grad if grad.dtype == param.dtype else grad.to(param.dtype), moments
 
 
-def _write(job: Job, start: int, stop: int, param: Tensor, moments: Sequence[Tensor]) -> None:
-    def bits(field: str) -> Callable[[], Tensor]:
-        return lambda: job.noise(field, start, stop - start)
-
-    job.param.write(job.param_start + start, job.param_start + stop, param, bits("param"))
+def _write(
+    job: Job, start: int, stop: int, param: Tensor, moments: Sequence[Tensor],
+    write: Callable[..., None] = write_buffer,
+) -> None:  # fmt: skip
+    write(job.param, job.param_start + start, job.param_start + stop, param, job.noise, "param", start)
+    first, last = job.moment_start + start, job.moment_start + stop
     for index, (buffer, value) in enumerate(zip(job.moments, moments, strict=True)):
-        buffer.write(job.moment_start + start, job.moment_start + stop, value, bits(f"moment{index}"))
+        write(buffer, first, last, value, job.noise, f"moment{index}", start)
 
 
-def _apply_together(rule: Rule, read: Sequence[tuple[Tensor, Tensor, list[Tensor]]], numbers: Numbers) -> None:
+def _apply_together(rule: Rule, read: Sequence[Operands], numbers: Numbers) -> None:
     params, grads, moments = zip(*read, strict=True)
     rule.foreach(list(params), list(grads), [list(each) for each in zip(*moments, strict=True)], numbers)
 
 
-def _apply_singly(rule: Rule, read: Sequence[tuple[Tensor, Tensor, list[Tensor]]], numbers: Numbers, row: int) -> None:
+def _apply_singly(rule: Rule, read: Sequence[Operands], numbers: Numbers, row: int) -> None:
     for param, grad, moments in read:
         old = [values.view(-1, row) for values in (param, *moments)]
         for kept, new in zip(old, rule.update(old[0], grad.view(-1, row), old[1:], numbers), strict=True):
@@ -161,8 +165,9 @@ def _run_compiled(rule: Rule, jobs: Sequence[Job], numbers: Numbers) -> None:
         (views if is_read_whole else copies).append(job)
     if views:
         update_compiled(rule, [_read(job, 0, job.numel) for job in views], numbers)
-    for bucket in _buckets(copies, bucket_size(jobs[0].grad.device)) if copies else ():
-        read = [_read(*entry) for entry in bucket]
+    limit = KERNEL_BUCKETS * BUCKET_CPU if copies and copies[0].grad.is_cpu else BUCKET_GPU
+    for bucket in _buckets(copies, limit):
+        read = [_read(*entry, read_compiled) for entry in bucket]
         update_compiled(rule, read, numbers)
         for (job, start, stop), (param, _, moments) in zip(bucket, read, strict=True):
-            _write(job, start, stop, param, moments)
+            _write(job, start, stop, param, moments, write_compiled)

@@ -72,6 +72,22 @@ def keyed_bits(key_2: Tensor, index_N: Tensor) -> Tensor:
     return _bits(key_2, index_N.to(torch.int32), (index_N >> 32).to(torch.int32))
 
 
+@torch.compiler.disable
+def stretch_key(seed: int, step: int, key: int, start: int, numel: int) -> Tensor | None:
+    """What `stretch_bits` needs to make `random_bits_range`, int32 on the CPU; None where the upper half of the index
+    changes on the way."""
+    if start >> 32 != start + max(numel, 1) - 1 >> 32:
+        return None
+    halves = [half for value in (mix(seed, step, key), start) for half in (value & MASK_32, value >> 32)]
+    return torch.tensor([_signed(half) for half in halves], dtype=torch.int32)
+
+
+def stretch_bits(key_4: Tensor, like_N: Tensor) -> Tensor:
+    """The bits of `stretch_key`'s elements, shape of the flat `like_N`; plain tensor operations, as `keyed_bits`."""
+    low_N = torch.arange(like_N.shape[0], dtype=torch.int32, device=like_N.device) + key_4[2]
+    return _bits(key_4, low_N, key_4[3])
+
+
 def generator(seed: int, epoch: int, key: int) -> torch.Generator:
     """A generator on the CPU for one choice; torch's global one is left alone."""
     return torch.Generator().manual_seed(mix(seed, epoch, key) >> 1)

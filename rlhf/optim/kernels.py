@@ -26,7 +26,7 @@ def update_compiled(rule: Rule, operands: Sequence[Operands], numbers: Numbers) 
     by_kind: dict[tuple[int, torch.dtype], dict[int, list[list[Tensor]]]] = {}
     for param, grad, moments in operands:
         of_size = by_kind.setdefault((len(moments), param.dtype), {}).setdefault(param.numel(), [])
-        of_size.append(list(map(_standalone, (param, grad, *moments))))
+        of_size.append(list(map(standalone, (param, grad, *moments))))
     for (moments, dtype), by_size in by_kind.items():
         numbers_K = torch.tensor(list(values.values()), dtype=dtype)
         device = operands[0][0].device
@@ -93,7 +93,7 @@ def _compile(
     return kernel
 
 
-def _standalone(view: Tensor) -> Tensor:
+def standalone(view: Tensor) -> Tensor:
     """The same memory as a tensor that begins at its storage's beginning. A kernel would be compiled anew for whether a
     view begins at 0, and for whether views begin at the same place."""
     values = view.detach() if view.requires_grad else view

@@ -65,7 +65,7 @@ def _quantize(value_N: Tensor, bits_N: Tensor | None, is_signed: bool) -> tuple[
         magnitude_KB = value_KB.abs()
         largest_K = absmax_K[start // BLOCK : -(-stop // BLOCK)]
         largest_K.copy_(magnitude_KB.amax(1))
-        offset_K1 = _offset(largest_K, is_signed)
+        offset_K1 = block_offsets(largest_K, is_signed)
         code_KB = magnitude_KB.add_(offset_K1).view(torch.int32).sub_(offset_K1.view(torch.int32))
         if bits_N is None:
             code_KB += 1 << DROPPED - 1
@@ -87,7 +87,7 @@ def _dequantize(codes_N: Tensor, absmax_K: Tensor, is_signed: bool) -> Tensor:
     value_N = torch.empty(numel, dtype=torch.float32, device=device)
     for start, stop, width in _chunks(numel, device):
         code_KB = codes_N[start:stop].reshape(-1, width).to(torch.int32)
-        offset_K1 = _offset(absmax_K[start // BLOCK : -(-stop // BLOCK)], is_signed)
+        offset_K1 = block_offsets(absmax_K[start // BLOCK : -(-stop // BLOCK)], is_signed)
         magnitude_KB = code_KB & 127 if is_signed else code_KB
         magnitude_KB = (magnitude_KB << DROPPED).add_(offset_K1.view(torch.int32)).view(torch.float32).sub_(offset_K1)
         if is_signed:
@@ -97,7 +97,7 @@ def _dequantize(codes_N: Tensor, absmax_K: Tensor, is_signed: bool) -> Tensor:
     return value_N
 
 
-def _offset(absmax_K: Tensor, is_signed: bool) -> Tensor:
+def block_offsets(absmax_K: Tensor, is_signed: bool) -> Tensor:
     """c of each block, [K, 1]; as `absmax_K` where that is not finite."""
     octaves = SIGNED_OCTAVES if is_signed else UNSIGNED_OCTAVES
     power_K = (absmax_K.view(torch.int32) + (1 << EXPONENT) - 1) >> EXPONENT

@@ -10,7 +10,8 @@ from rlhf.optim.base import Slot
 from rlhf.optim.buffers import Plain, parameter_buffer, state_buffer
 from rlhf.optim.coordinate_split import compact_offsets, in_blocks
 from rlhf.optim.elementwise import Job, read_all, write_all
-from rlhf.optim.hashing import mix, random_bits, random_bits_range, tensor_key
+from rlhf.optim.hashing import mix, random_bits, tensor_key
+from rlhf.optim.noise import Noise
 from rlhf.optim.rules import Rule
 from rlhf.optim.selection import Selection, Slices
 
@@ -35,27 +36,22 @@ def split_jobs(group: Mapping[str, Any], slot: Slot, rule: Rule, selections: Seq
     param = parameter_buffer(slot.parameter, slot.state, group["param_precision"], slot.values)
     step = int(slot.state["updates"])
     for piece, selection, compact in zip(slot.layout.pieces, selections, offsets, strict=False):
-
-        def noise(field: str, first: int, numel: int, piece=piece) -> Tensor:
-            key = mix(piece.key, tensor_key(field))
-            return random_bits_range(group["seed"], step, key, piece.start + first, numel, slot.values.device)
-
-        def shifted(noise: Any, by: int) -> Any:
-            return lambda field, offset, numel: noise(field, by + offset, numel)
-
         if isinstance(selection, Slices):
             at = compact
             for first, stop in selection.ranges:
                 local = piece.offset + first
                 grad = slot.grad[local : local + stop - first]
-                jobs.state_full.append(Job(param, local, grad, moments, at, stop - first, shifted(noise, first)))
+                noise = Noise(group["seed"], step, slot.layout, slot.values.device, local)
+                jobs.state_full.append(Job(param, local, grad, moments, at, stop - first, noise))
                 at += in_blocks(stop - first)
             for first, stop in selection.other_ranges:
                 local = piece.offset + first
                 grad = slot.grad[local : local + stop - first]
-                jobs.state_free.append(Job(param, local, grad, (), 0, stop - first, shifted(noise, first)))
+                noise = Noise(group["seed"], step, slot.layout, slot.values.device, local)
+                jobs.state_free.append(Job(param, local, grad, (), 0, stop - first, noise))
             continue
         start, stop = piece.offset, piece.offset + piece.numel
+        noise = Noise(group["seed"], step, slot.layout, slot.values.device, start)
         whole, grad = read_all(param, start, stop, slot.grad.device), slot.grad[start:stop]
         chosen = selection.gather(whole)
 
