@@ -40,6 +40,13 @@ def bucket_ranges(start: int, stop: int, device: torch.device) -> Iterator[tuple
         yield first, min(first + size, stop)
 
 
+def kernel_ranges(start: int, stop: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """`start` to `stop` in what kernels take together."""
+    size = KERNEL_BUCKETS * BUCKET_CPU if device.type == "cpu" else BUCKET_GPU
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
 def read_all(buffer: Buffer, start: int, stop: int, device: torch.device) -> Tensor:
     """What `buffer.read` gives, with the scratch of a bucket: a view where values are kept in compute precision."""
     if isinstance(buffer, Plain):

@@ -181,24 +181,25 @@ class AdaBeliefRule:
 
     def update(self, param: Tensor, grad: Tensor, moments: Tensors, numbers: Numbers) -> tuple[Tensor, ...]:
         first, second = moments[:2]
-        kind = numbers["kind"]
         grad = grad + param * numbers["coupled_decay"]
         param = param * numbers["decay"]
         first = first + (grad - first) * numbers["weight1"]
         residual = grad - first
         second = second * numbers["beta2"] + residual * residual * numbers["weight2"] + numbers["stored_eps"]
-        largest = tuple(torch.maximum(old, second) for old in moments[2:])
-        if kind == "none":
-            return param, first, second, *largest
-        if kind == "momentum":
-            return param - first * numbers["step_size"], first, second, *largest
-        if kind == "rectified":
+        new = (first, second, *(torch.maximum(old, second) for old in moments[2:]))
+        return param if numbers["kind"] == "none" else param - self.step(new, numbers), *new
+
+    def step(self, moments: Tensors, numbers: Numbers) -> Tensor:
+        """What the moments take from a parameter, without decay."""
+        first, second, used = moments[0], moments[1], moments[-1]
+        if numbers["kind"] == "momentum":
+            return first * numbers["step_size"]
+        if numbers["kind"] == "rectified":
             root = (second.sqrt() + numbers["eps"]) * numbers["correction"]
         else:
-            used = largest[0] if largest else second
             # a product: a division more would show in a kernel's time
             root = (used * numbers["scale"] + numbers["eps_inside"]).sqrt() + numbers["eps"]
-        return param - first / root * numbers["step_size"], first, second, *largest
+        return first / root * numbers["step_size"]
 
 
 class LionRule:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rlhf.optim import AdaBelief
+from rlhf.optim.kernels import can_compile
 from rlhf.optim.layout import Piece, Pieces, attach
 from tests.optim.test_adabelief import DECAYS, DOUBLE, trajectory
 
@@ -68,3 +69,30 @@ def test_the_bound_is_kept_with_small_state(state_dtype):
         rms = float((parameter.detach() - before).double().square().mean().sqrt())
         # the step is measured before its moments are rounded
         assert rms == pytest.approx(0.5e-2, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile("cpu"), reason="torch.compile finds no C++ compiler on this machine")
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+def test_compiled_steps_are_those_of_lists(state_dtype):
+    """Small and large tensors of two precisions, with a bound that binds in some, and a decay of either kind."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = [((3,), torch.float32), ((200, 256), torch.float32), ((130, 256), torch.float64)]
+    start = [torch.randn(shape, generator=generator, dtype=dtype) for shape, dtype in shapes]
+    grads = [[torch.randn(p.shape, generator=generator, dtype=p.dtype) + 0.5 for p in start] for _ in range(3)]
+    for settings in ({"weight_decay": 0.1}, {"weight_decay": 0.1, "weight_decouple": False, "amsgrad": True}):
+        results = []
+        for impl in ("foreach", "compiled"):
+            parameters = [torch.nn.Parameter(p.clone()) for p in start]
+            optimizer = AdaBelief(
+                parameters, lr=1e-2, max_update_rms=0.9, impl=impl, state_dtype=state_dtype, **settings
+            )
+            for of_step in grads:
+                for parameter, grad in zip(parameters, of_step, strict=True):
+                    parameter.grad = grad.clone()
+                optimizer.step()
+            results.append([parameter.detach() for parameter in parameters])
+        # chances round values that differ in their last digit to different neighbours, rarely
+        tolerance = 1e-6 if state_dtype == "float32" else 2e-3
+        for lists, compiled in zip(*results, strict=True):
+            torch.testing.assert_close(compiled, lists, rtol=0, atol=tolerance)
