@@ -249,7 +249,8 @@ def lay_out(results: dict[str, dict[str, Any]], settings: dict[str, Any]) -> str
         "(block_budget) meet it to within one tensor. `scratch` is held during a step only.",
         f"- `choice`: what a step takes longer in which FRUGAL chooses anew, and its share over {UPDATE_GAP} steps. "
         "`first step` has the compiler in it, without a cache.",
-        "- `no gate`: without looking for NaN, and for gradients that are rounding noise: a pass over the gradient.",
+        "- `in a run`: as the learner of this project has it, whose guard has looked for NaN by the gradient's norm. "
+        "Alone, the optimizer looks itself, which is a pass over the gradient.",
         *(f"- {line}" for line in verdicts(results, settings["parameters"])),
     ]
     return "\n\n".join([title, about, table.markdown(header, lines), "\n".join(notes)]) + "\n"

@@ -22,7 +22,7 @@ def test_every_target_is_a_row_s():
     names = [row.name for row in rows()]
     assert len(set(names)) == len(names)
     assert {target.row for target in TARGETS} <= set(names)
-    assert len([name for name in names if name.endswith(" no gate")]) >= 10
+    assert len([name for name in names if name.endswith(", in a run")]) >= 10
 
 
 def test_the_sets_have_the_tensors_of_their_models():
@@ -61,10 +61,10 @@ def test_state_and_scratch_are_counted():
     assert 4 * elements <= optimizers.scratch_bytes(optimizer.step, "cpu") < 5 * elements
 
 
-def test_targets_are_judged_beside_the_row_without_gates():
-    results = {"AdaBelief compiled": {"vs_fused": 1.25}, "AdaBelief compiled no gate": {"vs_fused": 1.0}}
+def test_targets_are_judged_beside_the_row_as_in_a_run():
+    results = {"AdaBelief compiled": {"vs_fused": 1.25}, "AdaBelief compiled, in a run": {"vs_fused": 1.0}}
     (line,) = verdicts(results, "smollm2-135m")
-    assert line == "**missed**: AdaBelief compiled, vs fused 1.25 (at most 1.1); without gates 1.00"
+    assert line == "**missed**: AdaBelief compiled, vs fused 1.25 (at most 1.1); in a run 1.00"
     assert verdicts(results, "smoke") == []
     assert optimizer_rows.Target("a", "b", 1).parameters == ("smollm2-135m", "llama-8b-layers")
 

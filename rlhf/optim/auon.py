@@ -87,8 +87,8 @@ class AuON(FlatOptimizer):
         if group["role"] == "split":
             raise ValueError("AuON takes groups of role full and matrix: build_param_groups(model, optimizer='auon')")
 
-    def needs_gradient_rms(self, group: Mapping[str, Any]) -> bool:
-        return super().needs_gradient_rms(group) or (group["role"] == "matrix" and group["min_grad_rms"] > 0)
+    def least_gradient_rms(self, group: Mapping[str, Any]) -> float:
+        return group["min_grad_rms"] if group["role"] == "matrix" else 0.0
 
     def allocate(self, group: Mapping[str, Any], slot: Slot) -> None:
         if group["role"] == "full":

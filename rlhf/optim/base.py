@@ -1,7 +1,7 @@
 """What the optimizers of this package share: one pass over the gradients, gates, state that survives saving."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from rlhf.optim.buffers import BLOCK, SMALLEST_QUANTIZED, allocate_state, parameter_buffer, state_buffer
 from rlhf.optim.elementwise import Job, resolve, run
+from rlhf.optim.gates import group_rms
 from rlhf.optim.hashing import tensor_key
 from rlhf.optim.layout import Pieces, attached, local_flat, pieces_of, placed_like, shaped_like, sum_by_layout
 from rlhf.optim.noise import Noise
@@ -121,8 +122,12 @@ class FlatOptimizer(Optimizer):
         raise NotImplementedError
 
     def needs_gradient_rms(self, group: Mapping[str, Any]) -> bool:
-        """Whether a gate looks at the size of the group's gradient."""
+        """Whether the size of the group's gradient must be known exactly."""
         return group["skip_nonfinite"]
+
+    def least_gradient_rms(self, group: Mapping[str, Any]) -> float:
+        """What the size of the group's gradient is compared with, 0 where it is not."""
+        return 0.0
 
     def update_full(self, group: dict[str, Any], slots: list[Slot], rule: Rule, lr: float) -> None:
         """The elementwise rule on every element of the slots."""
@@ -198,17 +203,13 @@ class FlatOptimizer(Optimizer):
                 parameter_buffer(slot.parameter, slot.state, group["param_precision"])
 
     def _gradient_sums(self, work: list[tuple[dict[str, Any], list[Slot]]]) -> list[float] | None:
-        """The RMS of each group's gradient over all ranks that hold parts of it, or None where no gate needs it."""
-        if not any(self.needs_gradient_rms(group) for group, _ in work):
+        """The RMS of each group's gradient over all ranks that hold parts of it (or what no gate tells from it), or
+        None where no gate looks at any."""
+        enough = [None if self.needs_gradient_rms(group) else self.least_gradient_rms(group) for group, _ in work]
+        if all(least == 0 for least in enough):
             return None
-        every = [slot for _, slots in work for slot in slots]
-        layouts = [slot.layout for slot in every]
-        squares = torch.stack(_norms([slot.grad for slot in every])).square()
-        # padding is no gradient
-        counts = torch.tensor([float(layout.numel) for layout in layouts], dtype=torch.float64).to(squares.device)
-        totals = sum_by_layout([*layouts, *layouts], torch.cat([squares, counts])).view(2, -1)
-        by_group = [part.sum(1) for part in totals.split([len(slots) for _, slots in work], dim=1)]
-        return [(total / max(count, 1)) ** 0.5 for total, count in torch.stack(by_group).tolist()]
+        grads = [[slot.grad for slot in slots] for _, slots in work]
+        return group_rms(grads, [[slot.layout for slot in slots] for _, slots in work], enough)
 
 
 def parameter_names(group: Mapping[str, Any]) -> list[str]:
@@ -268,14 +269,3 @@ def allocate_moment(group: Mapping[str, Any], slot: Slot, name: str, width: int 
     state[name] = shaped_like(state[name], parameter, shape)
     if f"{name}_absmax" in state and isinstance(parameter, DTensor):
         state[f"{name}_absmax"] = shaped_like(state[f"{name}_absmax"], parameter, width // BLOCK)
-
-
-def _norms(grads: Sequence[Tensor]) -> list[Tensor]:
-    """Norm of each tensor, float64 scalars. The norm of float16 can pass its largest value."""
-    norms: dict[int, Tensor] = {}
-    for dtype in {grad.dtype for grad in grads}:
-        places = [index for index, grad in enumerate(grads) if grad.dtype == dtype]
-        wide = torch.promote_types(dtype, torch.float32)
-        of_dtype = torch._foreach_norm([grads[index] for index in places], 2, dtype=wide)
-        norms |= {index: norm.double() for index, norm in zip(places, of_dtype, strict=True)}
-    return [norms[index] for index in range(len(grads))]

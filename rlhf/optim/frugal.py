@@ -93,8 +93,10 @@ class Frugal(FlatOptimizer):
         check_frugal(group)
 
     def needs_gradient_rms(self, group: Mapping[str, Any]) -> bool:
-        is_gated = group["min_grad_rms"] > 0 or group["sign_deadzone"] > 0
-        return super().needs_gradient_rms(group) or (group["role"] == "split" and is_gated)
+        return super().needs_gradient_rms(group) or (group["role"] == "split" and group["sign_deadzone"] > 0)
+
+    def least_gradient_rms(self, group: Mapping[str, Any]) -> float:
+        return group["min_grad_rms"] if group["role"] == "split" else 0.0
 
     def allocate(self, group: Mapping[str, Any], slot: Slot) -> None:
         rule = RULES[group["state_full_rule"]]
