@@ -1,6 +1,6 @@
 """Steps of our optimizers against torch's AdamW, foreach and fused: time, state, scratch, in one table.
 
-    python benchmarks/optimizers.py                                 # SmolLM2-135M's tensors, all rows: an hour on a CPU
+    python benchmarks/optimizers.py                                 # SmolLM2-135M's tensors, all rows: half an hour
     python benchmarks/optimizers.py --rows AdaBelief "chunk 0.25"   # rows whose name has one of these
     python benchmarks/optimizers.py --parameters llama-8b-layers    # larger than any cache
     python benchmarks/optimizers.py --quick                         # does it run? its figures mean nothing

@@ -17,20 +17,23 @@ from rlhf.optim.rules import Numbers, Rule
 
 Implementation = Literal["auto", "foreach", "compiled", "loop"]
 
-BUCKET_CPU, BUCKET_GPU = 1 << 18, 1 << 24
-"""Elements updated together. On a CPU a bucket's operands stay in the cache between operations; on a GPU 64 MiB of
-scratch."""
+BUCKET_ONE_THREAD, BUCKET_CPU, BUCKET_GPU = 1 << 19, 1 << 22, 1 << 24
+"""Elements updated together. One thread of a CPU finds a bucket's operands in the cache at the next operation; several
+are woken for each operation, which costs more than the cache saves. On a GPU 64 MiB of scratch."""
 WORTH_COMPILING = 20_000_000
 """Compiling takes seconds to a minute: `auto` compiles from this many elements on."""
 WORTH_A_KERNEL = 1 << 14
 """Calling a compiled kernel costs about 50 microseconds: smaller tensors are updated together, as lists."""
-KERNEL_BUCKETS = 4
-"""Buckets that kernels take together on a CPU: there are few passes over them, and each call costs time."""
+KERNEL_BUCKET_CPU = 1 << 20
+"""Elements that kernels take together on a CPU where they are copied: there are few passes over them, and each call
+costs time."""
 
 
 def bucket_size(device: torch.device) -> int:
     """Elements of a bucket."""
-    return BUCKET_CPU if device.type == "cpu" else BUCKET_GPU
+    if device.type != "cpu":
+        return BUCKET_GPU
+    return BUCKET_ONE_THREAD if torch.get_num_threads() == 1 else BUCKET_CPU
 
 
 def bucket_ranges(start: int, stop: int, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -42,7 +45,7 @@ def bucket_ranges(start: int, stop: int, device: torch.device) -> Iterator[tuple
 
 def kernel_ranges(start: int, stop: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """`start` to `stop` in what kernels take together."""
-    size = KERNEL_BUCKETS * BUCKET_CPU if device.type == "cpu" else BUCKET_GPU
+    size = KERNEL_BUCKET_CPU if device.type == "cpu" else BUCKET_GPU
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
 
@@ -172,7 +175,7 @@ def _run_compiled(rule: Rule, jobs: Sequence[Job], numbers: Numbers) -> None:
         (views if is_read_whole else copies).append(job)
     if views:
         update_compiled(rule, [_read(job, 0, job.numel) for job in views], numbers)
-    limit = KERNEL_BUCKETS * BUCKET_CPU if copies and copies[0].grad.is_cpu else BUCKET_GPU
+    limit = KERNEL_BUCKET_CPU if copies and copies[0].grad.is_cpu else BUCKET_GPU
     for bucket in _buckets(copies, limit):
         read = [_read(*entry, read_compiled) for entry in bucket]
         update_compiled(rule, read, numbers)

@@ -126,12 +126,17 @@ def test_kernels_that_take_several_tensors_agree_with_lists():
     assert_agree("adamw", "float32", compiled, foreach, 1e-6)
 
 
+def set_bucket(monkeypatch, elements):
+    for name in ("BUCKET_ONE_THREAD", "BUCKET_CPU"):
+        monkeypatch.setattr(elementwise, name, elements)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("rule", ["adabelief", "adamw", "sign", "columns", "projected columns", "chunks"])
 @pytest.mark.parametrize("bucket", [1 << 10, 1 << 12])
 def test_borders_of_buckets_change_no_bit(rule, precision, bucket, monkeypatch):
     whole = trained(rule, precision, impl="foreach")
-    monkeypatch.setattr(elementwise, "BUCKET_CPU", bucket)
+    set_bucket(monkeypatch, bucket)
     for one, other in zip(whole, trained(rule, precision, impl="foreach"), strict=True):
         assert torch.equal(one, other)
 
@@ -147,7 +152,7 @@ def test_borders_of_buckets_change_a_matrix_norm_by_rounding_alone(settings, mon
         return parameters
 
     whole = weights()
-    monkeypatch.setattr(elementwise, "BUCKET_CPU", 1 << 10)
+    set_bucket(monkeypatch, 1 << 10)
     for one, other in zip(whole, weights(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-7, atol=1e-8)
 
