@@ -11,52 +11,49 @@ completions.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.training.run_folder import RunFolder
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from peers.recipe_runs import ROOT, finished_run
 
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-CALIBRATED = ["--algorithm.curvature.calibrate_steps", "3"]
+CALIBRATE_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train: recipe, config and flags."""
+    """A way to train: recipe and settings over those of its config."""
 
     name: str
     recipe: str
-    flags: tuple[str, ...]
+    preset: str
+    curvature: Mapping[str, Any] = field(default_factory=dict)
     is_conservative: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        curvature = {"calibrate_steps": CALIBRATE_STEPS, **self.curvature} if self.recipe == "capo" else {}
+        return {"algorithm.preset": self.preset} | {f"algorithm.curvature.{n}": v for n, v in curvature.items()}
 
 
 VARIANTS = (
-    Variant("GRPO", "grpo", ("--algorithm.preset", "grpo")),
-    Variant("Dr.GRPO", "grpo", ("--algorithm.preset", "dr_grpo")),
-    Variant("REINFORCE", "grpo", ("--algorithm.preset", "reinforce")),
-    Variant("GRPO, conservative", "grpo", ("--algorithm.preset", "grpo"), is_conservative=True),
-    Variant("CAPO, adam_frozen, sampled", "capo", ("--algorithm.preset", "capo", *CALIBRATED)),
-    Variant("CAPO, adam_frozen, exact", "capo",
-            ("--algorithm.preset", "capo", "--algorithm.curvature.fisher", "exact", *CALIBRATED)),
-    Variant("CAPO, sgd, sampled", "capo",
-            ("--algorithm.preset", "capo", "--algorithm.curvature.step_model", "sgd", *CALIBRATED)),
-    Variant("CAPO, published thresholds", "capo",
-            ("--algorithm.preset", "capo", "--algorithm.curvature.calibrate_steps", "0")),
-    Variant("Dr.CAPO", "capo", ("--algorithm.preset", "dr_capo", *CALIBRATED)),
-    Variant("ReinCAPO", "capo", ("--algorithm.preset", "reincapo", *CALIBRATED)),
-)  # fmt: skip
+    Variant("GRPO", "grpo", "grpo"),
+    Variant("Dr.GRPO", "grpo", "dr_grpo"),
+    Variant("REINFORCE", "grpo", "reinforce"),
+    Variant("GRPO, conservative", "grpo", "grpo", is_conservative=True),
+    Variant("CAPO, adam_frozen, sampled", "capo", "capo"),
+    Variant("CAPO, adam_frozen, exact", "capo", "capo", {"fisher": "exact"}),
+    Variant("CAPO, sgd, sampled", "capo", "capo", {"step_model": "sgd"}),
+    Variant("CAPO, published thresholds", "capo", "capo", {"calibrate_steps": 0}),
+    Variant("Dr.CAPO", "capo", "dr_capo"),
+    Variant("ReinCAPO", "capo", "reincapo"),
+)
 QUICK = ("GRPO", "CAPO, adam_frozen, sampled")
 
 
@@ -112,24 +109,15 @@ def run(variant: Variant, seed: int, arguments: argparse.Namespace) -> Course:
         prompts, steps, lr = 4 * prompts, max(1, steps // 4), lr / 10
     slug = "".join(letter if letter.isalnum() else "-" for letter in variant.name.lower())
     name = f"{slug}-lr{arguments.lr:g}-level{arguments.level}-steps{arguments.steps}-seed{seed}"
-    folder = RunFolder(arguments.folder / name)
-    if not (folder.path / "report.html").exists():
-        config = ROOT / "configs" / variant.recipe / "demo_arithmetic.yaml"
-        flags = {
-            "run.folder": arguments.folder, "run.name": name, "run.seed": seed, "engine.type": arguments.engine,
-            "data.level": arguments.level, "batch.steps": steps, "batch.prompts_per_step": prompts,
-            "optimizer.lr": lr, "evaluation.every": max(1, steps // 6), "checkpoint.export": "false",
-        }  # fmt: skip
-        if arguments.level == 1:
-            flags["evaluation.prompts"] = 25
-        command = [sys.executable, str(ROOT / "recipes" / f"{variant.recipe}.py"), "--config", str(config)]
-        command += [part for key, value in flags.items() for part in (f"--{key}", str(value))]
-        log = arguments.folder / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w") as output:
-            subprocess.run(
-                [*command, *variant.flags], env=os.environ | ENVIRONMENT, stdout=output, stderr=output, check=True
-            )
+    settings = {
+        "run.seed": seed, "engine.type": arguments.engine, "data.level": arguments.level, "batch.steps": steps,
+        "batch.prompts_per_step": prompts, "optimizer.lr": lr, "evaluation.every": max(1, steps // 6),
+        "checkpoint.export": "false", **variant.settings,
+    }  # fmt: skip
+    if arguments.level == 1:
+        settings["evaluation.prompts"] = 25
+    config = ROOT / "configs" / variant.recipe / "demo_arithmetic.yaml"
+    folder = finished_run(variant.recipe, config, arguments.folder, name, settings)
     evaluations, metrics = folder.read_evaluations(), folder.read_metrics()
     rejected = [record["capo/reject_share"] for record in metrics if "capo/reject_share" in record]
     return Course(
