@@ -62,8 +62,9 @@ lint: setup ## style and import arrows
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports
 
-bench: setup ## performance against TRL and against the plain paths; about two hours on two cores, prints one table each
-	@for script in "step_time.py --vs trl" "step_time.py --vs trl --workload task-d" head.py decode.py optimizers.py; do \
+bench: setup ## performance against TRL and against the plain paths; about three hours on two cores, prints one table each
+	@for script in "step_time.py --vs trl" "step_time.py --vs trl --workload task-d" head.py decode.py \
+	  "optimizers.py --threads 1 --clock cpu" "optimizer_learning.py --workers 2" capo_overhead.py; do \
 	  echo "[bench] benchmarks/$$script"; $(OFFLINE) $(RUN) $(BIN)/python benchmarks/$$script || exit 1; \
 	done
 

@@ -1,15 +1,25 @@
 """Planned bytes of optimizer state: published figures, and what the optimizers allocate."""
 
+from pathlib import Path
+
 import pytest
 
 from rlhf.config import optimizer_memory
 from rlhf.config.memory_plan import memory_plan
 from rlhf.config.model import LoraConfig
 from rlhf.config.model_shapes import PUBLISHED, ModelShape, shape_from_config
-from rlhf.config.optimizer import AdaBeliefConfig, AdamWConfig, AuONConfig, FrugalConfig, MuonConfig
+from rlhf.config.optimizer import (
+    AdaBeliefConfig,
+    AdamW8bitConfig,
+    AdamWConfig,
+    AuONConfig,
+    FrugalConfig,
+    MuonConfig,
+)
 from rlhf.config.optimizer_memory import residual_bytes, state_bytes, trained_tensors
 
 SMOLLM2_135M = PUBLISHED["HuggingFaceTB/SmolLM2-135M-Instruct"]
+DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "optimizers.md"
 LLAMA_8B = ModelShape(4096, 32, 32, 8, 128, 14336, 128256, is_tied=False)
 SMALL = {
     "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -141,3 +151,24 @@ def test_the_plan_knows_what_stands_beside_a_bfloat16_weight(parse, precision, b
     assert (masters, found["gradients"]) == (beside * p, gradients * p) and residual_bytes(config.optimizer) == beside
     assert found.get("gradients of a micro-batch", 0) == micro_batch * p
     assert found["optimizer state"] == pytest.approx(1.632 * p, rel=1e-3)
+
+
+def documented_rows():
+    """(what the documentation calls an optimizer, its configuration) of the memory table."""
+    yield "adamw", AdamWConfig()
+    yield "adamw_8bit", AdamW8bitConfig()
+    yield "adabelief", AdaBeliefConfig()
+    for dtype in ("float32", "bfloat16", "8bit"):
+        yield f"frugal, density 0.25, {dtype}", FrugalConfig(density=0.25, state_dtype=dtype)
+    yield "frugal, density 0, float32", FrugalConfig(density=0.0, state_dtype="float32")
+    for dtype in ("float32", "bfloat16"):
+        yield f"auon, {dtype}", AuONConfig(state_dtype=dtype)
+    yield "muon", MuonConfig()
+
+
+@pytest.mark.parametrize(("name", "optimizer"), documented_rows(), ids=[name for name, _ in documented_rows()])
+def test_the_documented_memory_table(name, optimizer):
+    figures = [
+        f"{state_bytes(optimizer, trained_tensors(shape)) / shape.parameters:.3f}" for shape in (SMOLLM2_135M, LLAMA_8B)
+    ]
+    assert f"| {name} | {figures[0]} | {figures[1]} |" in DOCUMENTATION.read_text(encoding="utf-8")
