@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.algorithms.curvature import TokenShifts, token_shifts
 from rlhf.algorithms.policy_losses import importance_ratio
@@ -23,6 +24,7 @@ from rlhf.training.collectives import gather_lists, sum_numbers
 from rlhf.training.head_moments import HeadMoments, head_moments
 from rlhf.training.learner import Learner, StepVerdict
 from rlhf.training.screening import ScreenedStep, region_metrics, step_metrics
+from rlhf.training.token_tally import TokenTally
 
 CALIBRATION_TOKENS = 4096
 """Tokens of an optimizer step and rank that calibration looks at, at even distances."""
@@ -40,6 +42,7 @@ class CurvatureMasked(PolicyGradient):
         self.steps = 0
         self.largest_lr = 0.0
         self.measured: list[tuple[float, float, float]] = []
+        self.tally = TokenTally()
         self._told: set[str] = set()
 
     @property
@@ -85,6 +88,8 @@ class CurvatureMasked(PolicyGradient):
         metrics = step_metrics(self.step, counts, learner.device) | region_metrics(self.region)
         if self.is_calibrating:
             self._calibrate(learner)
+        else:
+            self.tally.add(gather_lists(self.step.token_counts()))
         self.steps += 1
         is_excess = fraction > self.curvature.max_reject_fraction
         if is_excess:
@@ -107,15 +112,21 @@ class CurvatureMasked(PolicyGradient):
         step_VD = self._head_weight(learner) - self.step.weight_before
         return self.step.measured(torch.tensor(after), step_VD, self.head, learner.device)
 
+    def tables(self, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+        """For the report: the tokens that were rejected most."""
+        return self.tally.tables(tokenizer)
+
     def state_dict(self) -> dict[str, Any]:
         """Primitives only."""
         region = [self.region.delta_f, self.region.delta_h_low, self.region.delta_h_high]
-        return {"region": region, "steps": self.steps, "largest_lr": self.largest_lr, "measured": self.measured}
+        return {"region": region, "steps": self.steps, "largest_lr": self.largest_lr, "measured": self.measured,
+                "tally": self.tally.state()}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.region = TrustRegion(*state["region"])
         self.steps, self.largest_lr = state["steps"], state["largest_lr"]
         self.measured = [tuple(row) for row in state["measured"]]
+        self.tally.load(state["tally"])
 
     def _shifts(
         self, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, actions_N: Tensor

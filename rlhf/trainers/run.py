@@ -130,6 +130,8 @@ def run(
         with progress:
             finished = trainer.train()
         if accelerator.is_main_process:
+            if hasattr(algorithm, "tables"):
+                folder.write_tables(algorithm.tables(tokenizer))
             _finish(config, folder, policy, tokenizer, recorder, progress, finished, time.perf_counter() - start)
         # before the engine is closed: vLLM takes the process group down with it
         accelerator.wait_for_everyone()

@@ -65,6 +65,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "checks": checks(metrics, config),
         "sections": {s: [d for d in drawings if d.section == s] for s in sections},
         "evaluations": evaluations,
+        "tables": json.loads(run.tables.read_text(encoding="utf-8")) if run.tables.exists() else [],
         "samples": pick_samples(run.read_samples()),
         "settings": _settings(config),
         "config_text": config_text,

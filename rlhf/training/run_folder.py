@@ -6,6 +6,7 @@
       evaluations.jsonl   one line per evaluation     memory_plan.json   planned and measured bytes
       dumps/              what a guard stopped on     checkpoints/       state for resume
       report.html         what people read            model/             the exported checkpoint
+      tables.json         what an algorithm adds to the report
 
 One process writes (the main one). Lines are JSON, appended with a single write each time.
 """
@@ -42,6 +43,7 @@ class RunFolder:
         self.samples = self.path / "samples.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
         self.memory_plan = self.path / "memory_plan.json"
+        self.tables = self.path / "tables.json"
         self.dumps = self.path / "dumps"
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report.html"
@@ -87,6 +89,10 @@ class RunFolder:
         record = {"items": [[name, int(size)] for name, size in items], "total_bytes": sum(int(s) for _, s in items),
                   "measured_peak_bytes": measured_peak_bytes}
         write_atomically(self.memory_plan, [json.dumps(record, indent=2).encode()])
+
+    def write_tables(self, tables: Sequence[Mapping[str, Any]]) -> None:
+        """Write tables.json: what an algorithm shows in the report, each with title, caption, header and rows."""
+        write_atomically(self.tables, [json.dumps(plain(list(tables)), indent=1).encode()])
 
     def append_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line: the step and its metrics. Non-finite numbers become `"nan"`, `"inf"`, `"-inf"`."""

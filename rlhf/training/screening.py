@@ -38,6 +38,7 @@ class ScreenedStep:
     reasons: dict[str, float] = field(default_factory=dict)
     sequences_rejected: int = 0
     largest_factor: float = 1.0
+    token_ids: list[Tensor] = field(default_factory=list)
     hidden: list[Tensor] = field(default_factory=list)
     actions: list[Tensor] = field(default_factory=list)
 
@@ -53,6 +54,7 @@ class ScreenedStep:
         self.logp.append(shifts.logp_N.float().cpu())
         self.accepted.append(accepted_N.cpu())
         self.advantage.append(fields.advantage_N.cpu())
+        self.token_ids.append(actions_N.cpu())
         found = rejections(shifts, region)._asdict()
         for name, mask_N in found.items():
             self.reasons[name] = self.reasons.get(name, 0.0) + float((mask_N & ~accepted_N).sum())
@@ -79,6 +81,13 @@ class ScreenedStep:
             counts[f"rejected_{name}"] = float((mask & rejected).sum())
         counts |= {f"reason_{name.removesuffix('_N')}": count for name, count in self.reasons.items()}
         return counts | {"sequences_rejected": float(self.sequences_rejected)}
+
+    def token_counts(self) -> list[tuple[int, int, int]]:
+        """(token id, how often it was looked at, how often rejected) on this rank."""
+        ids, rejected = _cat(self.token_ids, torch.long), ~_cat(self.accepted, torch.bool)
+        tokens, place, counts = ids.unique(return_inverse=True, return_counts=True)
+        lost = torch.zeros_like(counts).index_add(0, place, rejected.long())
+        return list(zip(tokens.tolist(), counts.tolist(), lost.tolist(), strict=True))
 
     def kappas(self, limit: int) -> list[tuple[float, float, float]]:
         """lr-free coefficients of up to `limit` tokens."""
