@@ -19,6 +19,9 @@ class CurvatureConfig(Section):
     """Rejected when its own step would change the objective by this much or less (m_H)."""
     max_objective_shift: float = 0.01
     """Rejected when its own step would change the objective by this much or more (m_H)."""
+    rule: Literal["token", "sequence", "token_then_sequence"] = "token"
+    """What is judged: each token by its own step, each sequence by the step that its tokens take together, or first
+    tokens and then sequences by what is left of them."""
     fisher: Literal["sampled", "exact", "max"] = "sampled"
     """m_F from the sampled token, as published; over all tokens; or the larger of the two, the most careful."""
     step_model: Literal["adam_frozen", "sgd"] = "adam_frozen"

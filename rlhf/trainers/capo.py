@@ -6,6 +6,7 @@ are taken at the weights and the optimizer state from before the step, so the sp
 no mask. The mask is a constant of the loss.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.algorithms.aggregate_steps import mean_step_shifts
 from rlhf.algorithms.curvature import TokenShifts, token_shifts
+from rlhf.algorithms.output_head import output_head
 from rlhf.algorithms.policy_losses import importance_ratio
+from rlhf.algorithms.step_models import step_model
 from rlhf.algorithms.token_fields import TokenFields
-from rlhf.algorithms.trust_region import TrustRegion, accept, calibrate
+from rlhf.algorithms.trust_region import Rule, TrustRegion, accept, calibrate
 from rlhf.config.capo import CurvatureMaskedConfig
 from rlhf.trainers.grpo import PolicyGradient
 from rlhf.training.batch import TrainingSample
@@ -26,6 +30,9 @@ from rlhf.training.learner import Learner, StepVerdict
 from rlhf.training.screening import ScreenedStep, region_metrics, step_metrics
 from rlhf.training.token_tally import TokenTally
 
+RULES_BY_NAME: dict[str, tuple[Rule, ...]] = {
+    "token": ("token",), "sequence": ("sequence",), "token_then_sequence": ("token", "sequence")
+}  # fmt: skip
 CALIBRATION_TOKENS = 4096
 """Tokens of an optimizer step and rank that calibration looks at, at even distances."""
 
@@ -39,6 +46,7 @@ class CurvatureMasked(PolicyGradient):
         self.region = TrustRegion(
             self.curvature.max_policy_shift, self.curvature.min_objective_shift, self.curvature.max_objective_shift
         )
+        self.rules: tuple[Rule, ...] = RULES_BY_NAME[self.curvature.rule]
         self.steps = 0
         self.largest_lr = 0.0
         self.measured: list[tuple[float, float, float]] = []
@@ -68,13 +76,11 @@ class CurvatureMasked(PolicyGradient):
         self, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, actions_N: Tensor
     ) -> TokenFields:
         """The fields with weight 0 for rejected tokens."""
-        shifts = self._shifts(fields, hidden_ND, weight_VD, bias_V, actions_N)
+        shifts, accepted_N = self._judged(fields, hidden_ND, weight_VD, bias_V, actions_N)
         if self.config.denominator == "token" and len(actions_N):
             self.total_tokens = 1 / float(fields.weight_N[0])
-        keeps_all = self.is_calibrating or (self.curvature.on_excess == "keep" and self._has_excess())
-        accepted_N = torch.ones_like(actions_N, dtype=torch.bool)
-        if not keeps_all:
-            accepted_N = self._accepted(shifts, fields)
+        if self.is_calibrating or (self.curvature.on_excess == "keep" and self._has_excess()):
+            accepted_N = torch.ones_like(accepted_N)
         self.step.add(shifts, fields, accepted_N, hidden_ND, actions_N, self.region)
         return TokenFields(
             **{name: getattr(fields, name) for name in fields.__slots__ if name != "weight_N"},
@@ -128,40 +134,44 @@ class CurvatureMasked(PolicyGradient):
         self.measured = [tuple(row) for row in state["measured"]]
         self.tally.load(state["tally"])
 
-    def _shifts(
+    def _judged(
         self, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, actions_N: Tensor
-    ) -> TokenShifts:
-        moments = self.moments
-        settings: dict[str, Any] = {"step_model": "sgd"}
-        if moments is not None:
-            settings = {
+    ) -> tuple[TokenShifts, Tensor]:
+        """(shifts of each token's own step, which tokens the rule accepts)."""
+        head = {"temperature": self.head.temperature, "logit_softcap": self.head.logit_softcap,
+                "logit_scale": self.head.logit_scale, "bias_V": bias_V}  # fmt: skip
+        model: dict[str, Any] = {"step_model": "sgd"}
+        if (moments := self.moments) is not None:
+            model = {
                 "step_model": "adam_frozen", "momentum": self.curvature.momentum, "exp_avg_VD": moments.exp_avg_VD,
                 "exp_avg_sq_VD": moments.exp_avg_sq_VD, "step": moments.step, "betas": moments.betas,
                 "eps": moments.eps, "weight_decay": moments.weight_decay,
             }  # fmt: skip
-        if self.curvature.token_weight == "loss":
-            settings["token_weight_N"] = fields.weight_N
-        shifts = token_shifts(
-            hidden_ND, weight_VD, actions_N, fields.advantage_N, lr=self.lr, fisher=self.curvature.fisher,
-            temperature=self.head.temperature, logit_softcap=self.head.logit_softcap,
-            logit_scale=self.head.logit_scale, bias_V=bias_V, **settings,
+        weighted_N = fields.weight_N if self.curvature.token_weight == "loss" else None
+        settings = {"lr": self.lr, "fisher": self.curvature.fisher, "token_weight_N": weighted_N}
+        slope_N = fields.advantage_N
+        shifts = token_shifts(hidden_ND, weight_VD, actions_N, slope_N, **settings, **head, **model)
+        if fields.old_logp_N is not None:
+            # the ratio scales a token's gradient and its objective; a clipped token has neither
+            ratio_N = importance_ratio(shifts.logp_N - fields.old_logp_N)
+            clipped_N = torch.where(
+                fields.advantage_N > 0, ratio_N > 1 + self.config.clip_high, ratio_N < 1 - self.config.clip_low
+            )
+            slope_N = torch.where(clipped_N, 0.0, fields.advantage_N * ratio_N)
+            shifts = token_shifts(hidden_ND, weight_VD, actions_N, slope_N, **settings, **head, **model)
+        evaluate = None
+        if "sequence" in self.rules and len(actions_N):
+            output = output_head(hidden_ND, weight_VD, actions_N, **head)
+            evaluate = functools.partial(
+                mean_step_shifts, head=output, model=step_model(model.pop("step_model"), output, **model),
+                hidden_ND=hidden_ND, actions_N=actions_N, slope_N=slope_N.to(output.dtype),
+                curvature_N=slope_N.to(output.dtype), log_normalizer_N=shifts.log_normalizer_N, **settings,
+            )  # fmt: skip
+        accepted_N = accept(
+            shifts, self.region, self.rules if evaluate else "token", sequence_N=fields.sequence_N,
+            sequences=fields.sequences, evaluate=evaluate,
         )  # fmt: skip
-        if fields.old_logp_N is None:
-            return shifts
-        # the ratio scales a token's gradient and its objective; a clipped token has neither
-        ratio_N = importance_ratio(shifts.logp_N - fields.old_logp_N)
-        clipped_N = torch.where(
-            fields.advantage_N > 0, ratio_N > 1 + self.config.clip_high, ratio_N < 1 - self.config.clip_low
-        )
-        slope_N = torch.where(clipped_N, 0.0, fields.advantage_N * ratio_N)
-        return token_shifts(
-            hidden_ND, weight_VD, actions_N, slope_N, lr=self.lr, fisher=self.curvature.fisher,
-            temperature=self.head.temperature, logit_softcap=self.head.logit_softcap,
-            logit_scale=self.head.logit_scale, bias_V=bias_V, **settings,
-        )  # fmt: skip
-
-    def _accepted(self, shifts: TokenShifts, fields: TokenFields) -> Tensor:
-        return accept(shifts, self.region, "token")
+        return shifts, accepted_N
 
     def _weights(self, fields: TokenFields, accepted_N: Tensor) -> Tensor:
         """The tokens' weights in the loss; with a mean over each sequence, over what is left of it."""

@@ -35,6 +35,24 @@ def test_micro_batches(model, tmp_path, preset):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rule", ["sequence", "token_then_sequence"])
+def test_sequences_are_judged_alike_in_any_micro_batch(model, tmp_path, rule):
+    limits = LIMITS["capo"] | {"max_policy_shift": 2.0, "rule": rule}
+    whole, accepted, algorithm = capo_step(model, tmp_path, "capo", 10_000, **limits)
+    assert algorithm.step.sequences_rejected > 0
+    assert 0.05 < float(accepted.float().mean()) < 0.95, algorithm.step.counts()
+    by_token = capo_step(model, tmp_path, "capo", 10_000, **limits | {"rule": "token"})[1]
+    if rule == "sequence":
+        assert bool((accepted & ~by_token).any()), "sequences are accepted whole"
+    else:
+        assert not bool((accepted & ~by_token).any())
+    for budget in (48, 1):
+        gradient, mask, _ = capo_step(model, tmp_path, "capo", budget, **limits)
+        assert int(mask.sum()) == int(accepted.sum())
+        assert distance(gradient, whole) < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("capo", "plain"), [("capo", "grpo"), ("dr_capo", "dr_grpo"), ("reincapo", "reinforce")])
 def test_a_region_that_holds_everything_is_the_plain_policy_gradient(model, tmp_path, capo, plain):
     gradient, accepted, _ = capo_step(model, tmp_path, capo, 48, steps=1, **WIDE)
