@@ -39,7 +39,7 @@ CONTENDERS: dict[str, dict[str, dict[str, Any]]] = {
     "grpo": {"adamw": {}, "adabelief": {}, "frugal": {"update_gap": 3}, "auon": {}},
 }
 """Settings beside type and rate. A choice of FRUGAL's lasts a quarter of a run: every weight has its turn."""
-RATES = {"sft": (3e-5, 1e-4, 3e-4), "grpo": (1e-5, 3e-5, 1e-4)}
+RATES = {"sft": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), "grpo": (1e-5, 3e-5, 1e-4)}
 STEPS = {"sft": 300, "grpo": 12}
 TUNING_STEPS = {"sft": 60, "grpo": 8}
 TUNING_SEED = 1000
