@@ -156,6 +156,8 @@ def lay_out(
         f"{arguments.model}, {arguments.steps} steps, {arguments.seeds} seeds; {of.about}. Less is better. Learning "
         f"rates were chosen by {arguments.tuning_steps} steps with another seed (what each found is in brackets)."
     )
+    if arguments.workers > 1:
+        about += f" {arguments.workers} runs at a time: seconds say little."
     return "\n\n".join([title, about, table.markdown(header, lines)]) + "\n"
 
 
