@@ -4,10 +4,10 @@
     python benchmarks/optimizer_learning.py --task grpo      # the demo of GRPO, 3 seeds
     python benchmarks/optimizer_learning.py --quick          # does it run? its figures mean nothing
 
-Rates are chosen by short runs with seeds of their own, on held-out sums (supervised) or the reward of the last steps
-(GRPO). Runs are kept under --folder and not repeated; `--workers 2` makes two at a time with one thread each. The
-table says how far each optimizer ends from AdamW, with a 95 % interval over seeds (Welch), and what training takes in
-bytes a parameter: float32 weights, gradients, state.
+Rates are chosen by short runs with a seed of their own, by what they reach on held-out sums. Runs are kept under
+--folder and not repeated; `--workers 2` makes two at a time with one thread each. The table says how far each optimizer
+ends from AdamW, with a 95 % interval over seeds (Welch), and what training takes in bytes a parameter: float32 weights,
+gradients, state.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import table
 from peers.learning_runs import Outcome, grpo_outcome, sft_outcome
+from peers.recipe_runs import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CONTENDERS: dict[str, dict[str, dict[str, Any]]] = {
     "sft": {
         "adamw": {},

@@ -18,7 +18,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ from typing import Any
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from head import peak_bytes
 from peers import table
-from peers.optimizer_rows import PARAMETER_SETS, Row, adamw, predicted_bytes, rows, verdicts
+from peers.optimizer_rows import PARAMETER_SETS, Row, adamw, predicted_bytes, rows, state_bytes_of, verdicts
 from step_time import busy_cpu_seconds
 
 WARM_UPS = 3
@@ -158,21 +158,6 @@ def choice_seconds(optimizer: Optimizer, clock: Callable[[Step], float], usual: 
     for group in split:
         group["update_gap"] = 1
     return max(0.0, statistics.median(clock(optimizer.step) for _ in range(RESELECTIONS)) - usual)
-
-
-def state_bytes_of(optimizer: Optimizer) -> int:
-    """Bytes of all state tensors but counters."""
-    states = [state for part in getattr(optimizer, "parts", [optimizer]) for state in part.state.values()]
-    values = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-    return sum(part.nbytes for value in values for part in _stored(value) if part.ndim)
-
-
-def _stored(value: Tensor) -> Iterable[Tensor]:
-    """The tensors that a quantised tensor consists of; a plain one is its own."""
-    if not hasattr(value, "__tensor_flatten__"):
-        return [value]
-    names, _ = value.__tensor_flatten__()
-    return [getattr(value, name) for name in names]
 
 
 def scratch_bytes(step: Step, device: str) -> int:

@@ -29,6 +29,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import ours_grpo, table, trl_grpo
+from peers.recipe_runs import ENVIRONMENT
 from peers.records import RunRecord, Summary, different_prompts, summarise
 from peers.workloads import WORKLOADS, Trial, native_precision
 
@@ -40,11 +41,7 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
-COMMON_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
+COMMON_ENVIRONMENT = ENVIRONMENT | {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -1,6 +1,5 @@
 """One run of a learning comparison, supervised or GRPO, in the terms that both are compared in."""
 
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,6 @@ from peers.sft_runs import BATCH, HELD_OUT, finished_sft
 from rlhf.config.model_shapes import find_shape
 from rlhf.config.optimizer import OptimizerConfig
 from rlhf.config.optimizer_memory import state_bytes, trained_tensors
-
-LAST_STEPS = 3
-"""Steps of GRPO whose mean reward decides between learning rates."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def sft_outcome(optimizer: dict[str, Any], seed: int, steps: int, model: str, fo
 
 
 def grpo_outcome(optimizer: dict[str, Any], seed: int, steps: int, model: str, folder: Path) -> Outcome:
-    """The demo of GRPO, by its held-out error; short runs to choose a rate are not evaluated, and go by reward."""
+    """The demo of GRPO, by its held-out error."""
     slug = "-".join(str(value) for value in optimizer.values())
     settings = {f"optimizer.{name}": value for name, value in optimizer.items()}
     settings |= {"run.seed": seed, "batch.steps": steps, "model.path": model, "checkpoint.export": "false",
@@ -70,5 +66,5 @@ def grpo_outcome(optimizer: dict[str, Any], seed: int, steps: int, model: str, f
 
 def _state_per_parameter(optimizer: Mapping[str, Any], model: str) -> float:
     tensors = trained_tensors(find_shape(model))
-    config = TypeAdapter(OptimizerConfig).validate_python(json.loads(json.dumps(optimizer)))
+    config = TypeAdapter(OptimizerConfig).validate_python(optimizer)
     return state_bytes(config, tensors) / sum(tensor.count * tensor.numel for tensor in tensors)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
@@ -164,6 +164,21 @@ def _groups(model: nn.Module, method: Any) -> list[dict[str, Any]]:
 def predicted_bytes(row: Row, model: nn.Module) -> int:
     """Bytes of state that the memory plan counts for the row."""
     return state_bytes(row.config, tensors_of(model))
+
+
+def state_bytes_of(optimizer: Optimizer) -> int:
+    """Bytes of all state tensors but counters."""
+    states = [state for part in getattr(optimizer, "parts", [optimizer]) for state in part.state.values()]
+    values = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    return sum(part.nbytes for value in values for part in _stored(value) if part.ndim)
+
+
+def _stored(value: Tensor) -> Iterable[Tensor]:
+    """The tensors that a quantised tensor consists of; a plain one is its own."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return [value]
+    names, _ = value.__tensor_flatten__()
+    return [getattr(value, name) for name in names]
 
 
 @dataclass(frozen=True)

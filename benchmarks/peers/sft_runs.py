@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from peers.optimizer_rows import state_bytes_of
 from peers.workloads import native_precision
 from rlhf.config.model import ModelConfig
 from rlhf.config.optimizer import OptimizerConfig, ScheduleConfig
@@ -82,8 +83,9 @@ def train(optimizer: dict, seed: int, steps: int, model_path: str) -> SFTRun:
         losses.append(float(loss))
         seconds.append(time.perf_counter() - started)
     held_out_loss, exact = evaluate(model, tokenizer)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     return SFTRun(
-        optimizer, seed, steps, losses, held_out_loss, exact, 8 + _state_bytes(stepper, model),
+        optimizer, seed, steps, losses, held_out_loss, exact, 8 + state_bytes_of(stepper) / parameters,
         statistics.median(seconds),
     )  # fmt: skip
 
@@ -118,8 +120,3 @@ def evaluate(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[floa
     """(loss, share of exact answers) on held-out sums."""
     loss, is_exact_B = answer_loss(model, *encode(held_out_problems(LEVEL, HELD_OUT), tokenizer))
     return float(loss), float(is_exact_B.float().mean())
-
-
-def _state_bytes(optimizer: torch.optim.Optimizer, model: nn.Module) -> float:
-    values = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return sum(value.nbytes for value in values if value.ndim) / sum(p.numel() for p in model.parameters())

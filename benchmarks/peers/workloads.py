@@ -1,5 +1,6 @@
 """What every contestant works on: the same prompts in the same order, the same reward, the same settings."""
 
+import functools
 import hashlib
 import json
 import random
@@ -60,6 +61,7 @@ class Trial:
     precision: Literal["float32", "bfloat16"]
 
 
+@functools.cache
 def native_precision() -> Literal["float32", "bfloat16"]:
     """bfloat16 where the processor multiplies it, or there is a GPU; elsewhere it is many times slower than float32."""
     cpuinfo = Path("/proc/cpuinfo")

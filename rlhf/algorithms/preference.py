@@ -56,7 +56,7 @@ def vpo_loss(
     Raises ValueError as these do.
     """
     check_settings(beta=beta, alpha=alpha, sign=sign)
-    margin_P = _same_shape("pairs", logp_chosen_P, ref_chosen_P) - _same_shape("pairs", logp_rejected_P, ref_rejected_P)
+    margin_P = _log_ratio("pairs", logp_chosen_P, ref_chosen_P) - _log_ratio("pairs", logp_rejected_P, ref_rejected_P)
     loss_P = pair_losses(
         margin_P, beta=beta, loss_type=loss_type, labels=labels, label_smoothing=label_smoothing,
         reward_gap_P=reward_gap_P, uniform_P=uniform_P,
@@ -64,11 +64,12 @@ def vpo_loss(
     weight_P = torch.ones_like(loss_P) if pair_weight_P is None else pair_weight_P.to(loss_P)
     preference = (loss_P * weight_P).sum() / weight_P.sum().clamp_min(torch.finfo(loss_P.dtype).tiny)
 
-    ratio_C = _same_shape("calibration completions", logp_cal_C, ref_cal_C)
+    ratio_C = _log_ratio("calibration completions", logp_cal_C, ref_cal_C)
     value_C = value_terms(
         ratio_C, sign=sign, log_ratio_floor=log_ratio_floor, reduction=value_reduction, tokens_C=cal_tokens_C
     )
     if not value_center:
+        # a constant: no floor
         value_C = value_C + value_terms(ref_cal_C, sign=-1, reduction=value_reduction, tokens_C=cal_tokens_C)
     weight_C = calibration_weights(cal_prompt_C, len(ratio_C)).to(value_C)
     value = sign * alpha * beta * (value_C * weight_C).sum()
@@ -218,7 +219,7 @@ def value_metrics(
     }  # fmt: skip
 
 
-def _same_shape(what: str, logp: Tensor, reference: Tensor) -> Tensor:
+def _log_ratio(what: str, logp: Tensor, reference: Tensor) -> Tensor:
     """The log-ratio. Raises ValueError where shapes differ or a reference log-prob is not finite."""
     if logp.shape != reference.shape or logp.ndim != 1:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Preference pairs from graded groups: which completions of a prompt are set against each other, and how much each
 pair counts."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -95,7 +96,7 @@ def _usable(group: Sequence[Sample], dropped: Counter[str]) -> list[Sample]:
     for sample in group:
         if sample.reward is None:
             dropped["ungraded"] += 1
-        elif sample.reward - sample.reward != 0:
+        elif not math.isfinite(sample.reward):
             raise ValueError(f"sample {sample.id!r} has reward {sample.reward}: check the reward function")
         elif not sample.completion_ids:
             dropped["empty"] += 1
@@ -110,15 +111,14 @@ def _usable(group: Sequence[Sample], dropped: Counter[str]) -> list[Sample]:
 def _matched(
     usable: Sequence[Sample], is_pair: Callable[[Sample, Sample], bool]
 ) -> list[tuple[Sample, Sample]]:
-    """From the best down, each with the worst that is left and that it makes a pair with; the worst ends first."""
-    left = list(reversed(usable))
-    found = []
-    for chosen in usable:
-        if chosen not in left:
-            continue
-        rejected = next((other for other in left if is_pair(chosen, other)), None)
-        if rejected is not None:
-            found.append((chosen, rejected))
-            left.remove(chosen)
-            left.remove(rejected)
+    """From the best down, each with the worst that is not taken and makes a pair with it."""
+    found, taken = [], set()
+    for best, chosen in enumerate(usable):
+        worst = next(
+            (place for place in reversed(range(best + 1, len(usable)))
+             if not taken & {best, place} and is_pair(chosen, usable[place])), None
+        )  # fmt: skip
+        if worst is not None:
+            found.append((chosen, usable[worst]))
+            taken |= {best, worst}
     return found

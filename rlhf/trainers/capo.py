@@ -8,7 +8,7 @@ no mask. The mask is a constant of the loss.
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ RULES_BY_NAME: dict[str, tuple[Rule, ...]] = {
 }  # fmt: skip
 CALIBRATION_TOKENS = 4096
 """Tokens of an optimizer step and rank that calibration looks at, at even distances."""
+
+
+class Settings(NamedTuple):
+    """Arguments of the curvature functions in an optimizer step: of the step, of the head, of the step's model."""
+
+    step: dict[str, Any]
+    head: dict[str, Any]
+    model: dict[str, Any]
 
 
 class CurvatureMasked(PolicyGradient):
@@ -76,11 +84,14 @@ class CurvatureMasked(PolicyGradient):
         self, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, actions_N: Tensor
     ) -> TokenFields:
         """The fields with weight 0 for rejected tokens."""
-        shifts, accepted_N = self._judged(fields, hidden_ND, weight_VD, bias_V, actions_N)
+        settings = self._settings(fields, bias_V)
+        shifts, slope_N = self._shifts(fields, hidden_ND, weight_VD, actions_N, settings)
         if self.config.denominator == "token" and len(actions_N):
             self.total_tokens = 1 / float(fields.weight_N[0])
         if self.is_calibrating or (self.curvature.on_excess == "keep" and self._has_excess()):
-            accepted_N = torch.ones_like(accepted_N)
+            accepted_N = torch.ones_like(actions_N, dtype=torch.bool)
+        else:
+            accepted_N = self._accepted(shifts, slope_N, fields, hidden_ND, weight_VD, actions_N, settings)
         self.step.add(shifts, fields, accepted_N, hidden_ND, actions_N, self.region)
         return TokenFields(
             **{name: getattr(fields, name) for name in fields.__slots__ if name != "weight_N"},
@@ -134,12 +145,7 @@ class CurvatureMasked(PolicyGradient):
         self.measured = [tuple(row) for row in state["measured"]]
         self.tally.load(state["tally"])
 
-    def _judged(
-        self, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, actions_N: Tensor
-    ) -> tuple[TokenShifts, Tensor]:
-        """(shifts of each token's own step, which tokens the rule accepts)."""
-        head = {"temperature": self.head.temperature, "logit_softcap": self.head.logit_softcap,
-                "logit_scale": self.head.logit_scale, "bias_V": bias_V}  # fmt: skip
+    def _settings(self, fields: TokenFields, bias_V: Tensor | None) -> Settings:
         model: dict[str, Any] = {"step_model": "sgd"}
         if (moments := self.moments) is not None:
             model = {
@@ -147,31 +153,44 @@ class CurvatureMasked(PolicyGradient):
                 "exp_avg_sq_VD": moments.exp_avg_sq_VD, "step": moments.step, "betas": moments.betas,
                 "eps": moments.eps, "weight_decay": moments.weight_decay,
             }  # fmt: skip
+        head = {"temperature": self.head.temperature, "logit_softcap": self.head.logit_softcap,
+                "logit_scale": self.head.logit_scale, "bias_V": bias_V}  # fmt: skip
         weighted_N = fields.weight_N if self.curvature.token_weight == "loss" else None
-        settings = {"lr": self.lr, "fisher": self.curvature.fisher, "token_weight_N": weighted_N}
-        slope_N = fields.advantage_N
-        shifts = token_shifts(hidden_ND, weight_VD, actions_N, slope_N, **settings, **head, **model)
-        if fields.old_logp_N is not None:
-            # the ratio scales a token's gradient and its objective; a clipped token has neither
-            ratio_N = importance_ratio(shifts.logp_N - fields.old_logp_N)
-            clipped_N = torch.where(
-                fields.advantage_N > 0, ratio_N > 1 + self.config.clip_high, ratio_N < 1 - self.config.clip_low
-            )
-            slope_N = torch.where(clipped_N, 0.0, fields.advantage_N * ratio_N)
-            shifts = token_shifts(hidden_ND, weight_VD, actions_N, slope_N, **settings, **head, **model)
-        evaluate = None
-        if "sequence" in self.rules and len(actions_N):
-            output = output_head(hidden_ND, weight_VD, actions_N, **head)
-            evaluate = functools.partial(
-                mean_step_shifts, head=output, model=step_model(model.pop("step_model"), output, **model),
-                hidden_ND=hidden_ND, actions_N=actions_N, slope_N=slope_N.to(output.dtype),
-                curvature_N=slope_N.to(output.dtype), log_normalizer_N=shifts.log_normalizer_N, **settings,
-            )  # fmt: skip
-        accepted_N = accept(
-            shifts, self.region, self.rules if evaluate else "token", sequence_N=fields.sequence_N,
-            sequences=fields.sequences, evaluate=evaluate,
+        return Settings({"lr": self.lr, "fisher": self.curvature.fisher, "token_weight_N": weighted_N}, head, model)
+
+    def _shifts(
+        self, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor, actions_N: Tensor, settings: Settings
+    ) -> tuple[TokenShifts, Tensor]:
+        """(shifts of each token's own step, the slope of its objective)."""
+        every = {**settings.step, **settings.head, **settings.model}
+        shifts = token_shifts(hidden_ND, weight_VD, actions_N, fields.advantage_N, **every)
+        if fields.old_logp_N is None:
+            return shifts, fields.advantage_N
+        # the ratio scales a token's gradient and its objective; a clipped token has neither
+        ratio_N = importance_ratio(shifts.logp_N - fields.old_logp_N)
+        clipped_N = torch.where(
+            fields.advantage_N > 0, ratio_N > 1 + self.config.clip_high, ratio_N < 1 - self.config.clip_low
+        )
+        slope_N = torch.where(clipped_N, 0.0, fields.advantage_N * ratio_N)
+        return token_shifts(hidden_ND, weight_VD, actions_N, slope_N, **every), slope_N
+
+    def _accepted(
+        self, shifts: TokenShifts, slope_N: Tensor, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor,
+        actions_N: Tensor, settings: Settings,
+    ) -> Tensor:  # fmt: skip
+        if self.rules == ("token",) or not len(actions_N):
+            return accept(shifts, self.region, "token")
+        head = output_head(hidden_ND, weight_VD, actions_N, **settings.head)
+        name, state = settings.model["step_model"], {k: v for k, v in settings.model.items() if k != "step_model"}
+        slope_N = slope_N.to(head.dtype)
+        evaluate = functools.partial(
+            mean_step_shifts, head=head, model=step_model(name, head, **state), hidden_ND=hidden_ND,
+            actions_N=actions_N, slope_N=slope_N, curvature_N=slope_N, log_normalizer_N=shifts.log_normalizer_N,
+            **settings.step,
         )  # fmt: skip
-        return shifts, accepted_N
+        return accept(
+            shifts, self.region, self.rules, sequence_N=fields.sequence_N, sequences=fields.sequences, evaluate=evaluate
+        )
 
     def _weights(self, fields: TokenFields, accepted_N: Tensor) -> Tensor:
         """The tokens' weights in the loss; with a mean over each sequence, over what is left of it."""

@@ -40,7 +40,6 @@ class ScreenedStep:
     largest_factor: float = 1.0
     token_ids: list[Tensor] = field(default_factory=list)
     hidden: list[Tensor] = field(default_factory=list)
-    actions: list[Tensor] = field(default_factory=list)
 
     def add(
         self, shifts: TokenShifts, fields: TokenFields, accepted_N: Tensor, hidden_ND: Tensor, actions_N: Tensor,
@@ -65,7 +64,6 @@ class ScreenedStep:
         self.largest_factor = max([self.largest_factor, *(all_S / left_S)[left_S > 0].tolist()])
         if self.keeps_hidden:
             self.hidden.append(hidden_ND)
-            self.actions.append(actions_N)
 
     def counts(self) -> dict[str, float]:
         """Sums of this rank: tokens, rejected ones by reason, by the sign of the advantage and by probability."""
@@ -105,7 +103,8 @@ class ScreenedStep:
         pairs = gather_lists(list(zip(policy[places].tolist(), moved[places].tolist(), strict=True)))
         sums = {"moved": float(moved.double().sum()), "tokens": float(len(moved))}
         if self.hidden and len(moved):
-            hidden, actions = torch.cat(self.hidden), torch.cat(self.actions)
+            hidden = torch.cat(self.hidden)
+            actions = torch.cat(self.token_ids).to(hidden.device)
             chosen = _spread(len(hidden), BATCH_TOKENS).to(hidden.device)
             advantage = _cat(self.advantage).to(hidden.device)[chosen]
             shifts = step_shifts(
