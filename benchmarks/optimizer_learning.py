@@ -55,13 +55,15 @@ class Plan:
     steps: int
     model: str
     folder: Path
+    dtype: str
 
 
 def main() -> None:
     """Tune, run, print the table, and where asked write it with its curves."""
     arguments = parse_arguments()
     contenders = {name: CONTENDERS[arguments.task][name] for name in arguments.optimizers}
-    make = functools.partial(Plan, arguments.task, model=arguments.model, folder=arguments.folder)
+    make = functools.partial(Plan, arguments.task, model=arguments.model, folder=arguments.folder,
+                             dtype=arguments.dtype)  # fmt: skip
     with ProcessPoolExecutor(arguments.workers, initializer=_use_threads, initargs=(arguments.workers,)) as pool:
         tuning = {
             name: [
@@ -96,6 +98,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tuning-steps", type=int)
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates to choose from, for every optimizer")
     parser.add_argument("--model", default="embedded:smollm2-135m-instruct")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32",
+        help="of GRPO's policy; bfloat16 is twice as fast where the CPU has AMX, with float32 masters",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, help="runs at a time; threads are shared among them")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "optimizer-learning", help="runs are kept here")
     parser.add_argument("--out", type=Path, help="write the table to this markdown file, its curves beside it")
@@ -113,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_run(plan: Plan) -> Outcome:
     """What the run found; said on stderr."""
-    outcome_of = sft_outcome if plan.task == "sft" else grpo_outcome
+    outcome_of = sft_outcome if plan.task == "sft" else functools.partial(grpo_outcome, dtype=plan.dtype)
     found = outcome_of(plan.optimizer, plan.seed, plan.steps, plan.model, plan.folder)
     settings = " ".join(f"{value}" for value in plan.optimizer.values())
     print(f"{settings}, seed {plan.seed}, {plan.steps} steps: {found.told}", file=sys.stderr, flush=True)

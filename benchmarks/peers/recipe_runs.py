@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +23,7 @@ ENVIRONMENT = {
 def finished_run(recipe: str, config: Path, folder: Path, name: str, settings: Mapping[str, Any]) -> RunFolder:
     """The folder of `recipes/<recipe>.py` run to its end with `settings` over those of `config`.
 
-    Its output is in `<name>.log` beside it. Raises subprocess.CalledProcessError where the run fails.
+    It has as many threads as this process. Its output is in `<name>.log` beside it. Raises subprocess.CalledProcessError where the run fails.
     """
     run = RunFolder(folder / name)
     if (run.path / "report.html").exists():
@@ -31,5 +33,6 @@ def finished_run(recipe: str, config: Path, folder: Path, name: str, settings: M
         command += [f"--{key}", str(value)]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.log").open("w") as output:
-        subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=output, stderr=output, check=True)
+        environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        subprocess.run(command, env=environment, stdout=output, stderr=output, check=True)
     return run

@@ -24,8 +24,11 @@ class CurvatureConfig(Section):
     tokens and then sequences by what is left of them."""
     fisher: Literal["sampled", "exact", "max"] = "sampled"
     """m_F from the sampled token, as published; over all tokens; or the larger of the two, the most careful."""
-    step_model: Literal["adam_frozen", "sgd"] = "adam_frozen"
-    """The step that is predicted: by the optimizer's own state of the LM head, or plain SGD."""
+    step_model: Literal["adam_frozen", "adam_row", "sgd"] = "adam_frozen"
+    """The step that is predicted: by the optimizer's own state of the LM head with its second moment as it stands; with
+    the token's gradient in that moment too, as Adam does it, on the head's `top_k` rows; or plain SGD."""
+    top_k: int = Field(50, ge=1)
+    """adam_row only: the likeliest ids of a state, whose rows a token's step moves beside its own."""
     momentum: bool = True
     """Count the optimizer's momentum in the predicted step."""
     token_weight: Literal["unit", "loss"] = "unit"
@@ -38,11 +41,21 @@ class CurvatureConfig(Section):
     on_excess: Literal["warn", "skip_step", "keep"] = "warn"
     """Go on with what is left, skip the optimizer step, or keep all tokens of the step's later micro-batches."""
     calibrate_steps: int = Field(0, ge=0)
-    """Reject nothing in the first N optimizer steps, then set the three thresholds from what was measured."""
+    """Reject nothing in the first N optimizer steps, then set the three thresholds from what was measured. Adam's first
+    step is judged as SGD's and not measured, so N is at least 2 there."""
     calibrate_quantile: float = Field(0.99, gt=0.5, lt=1)
     """The share of measured tokens that the calibrated thresholds accept."""
     measure_every: int = Field(10, ge=0)
     """Optimizer steps between measurements of how far the policy really moved (one more forward pass); 0 is off."""
+
+    @model_validator(mode="after")
+    def _refuse_a_calibration_without_tokens(self) -> "CurvatureConfig":
+        if self.calibrate_steps == 1 and self.step_model != "sgd":
+            raise ValueError(
+                f"calibrate_steps = 1 measures nothing with step_model = {self.step_model}: before the first step the "
+                "optimizer has no moments; set calibrate_steps to 2 or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_an_empty_band(self) -> "CurvatureConfig":

@@ -71,7 +71,7 @@ class CurvatureMasked(PolicyGradient):
         self.largest_lr = max(self.largest_lr, lr)
         self.head = learner.policy.head
         self.moments: HeadMoments | None = None
-        if self.curvature.step_model == "adam_frozen":
+        if self.curvature.step_model != "sgd":
             self.moments, reason = head_moments(learner)
             if self.moments is None and self.steps > 0 and reason not in self._told:
                 self._told.add(reason)
@@ -149,30 +149,37 @@ class CurvatureMasked(PolicyGradient):
         model: dict[str, Any] = {"step_model": "sgd"}
         if (moments := self.moments) is not None:
             model = {
-                "step_model": "adam_frozen", "momentum": self.curvature.momentum, "exp_avg_VD": moments.exp_avg_VD,
+                "step_model": self.curvature.step_model, "momentum": self.curvature.momentum, "exp_avg_VD": moments.exp_avg_VD,
                 "exp_avg_sq_VD": moments.exp_avg_sq_VD, "step": moments.step, "betas": moments.betas,
                 "eps": moments.eps, "weight_decay": moments.weight_decay,
             }  # fmt: skip
         head = {"temperature": self.head.temperature, "logit_softcap": self.head.logit_softcap,
                 "logit_scale": self.head.logit_scale, "bias_V": bias_V}  # fmt: skip
         weighted_N = fields.weight_N if self.curvature.token_weight == "loss" else None
-        return Settings({"lr": self.lr, "fisher": self.curvature.fisher, "token_weight_N": weighted_N}, head, model)
+        step = {"lr": self.lr, "fisher": self.curvature.fisher, "token_weight_N": weighted_N}
+        return Settings(step, head, model)
 
     def _shifts(
         self, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor, actions_N: Tensor, settings: Settings
     ) -> tuple[TokenShifts, Tensor]:
         """(shifts of each token's own step, the slope of its objective)."""
-        every = {**settings.step, **settings.head, **settings.model}
-        shifts = token_shifts(hidden_ND, weight_VD, actions_N, fields.advantage_N, **every)
-        if fields.old_logp_N is None:
-            return shifts, fields.advantage_N
-        # the ratio scales a token's gradient and its objective; a clipped token has neither
-        ratio_N = importance_ratio(shifts.logp_N - fields.old_logp_N)
-        clipped_N = torch.where(
-            fields.advantage_N > 0, ratio_N > 1 + self.config.clip_high, ratio_N < 1 - self.config.clip_low
-        )
-        slope_N = torch.where(clipped_N, 0.0, fields.advantage_N * ratio_N)
-        return token_shifts(hidden_ND, weight_VD, actions_N, slope_N, **every), slope_N
+        judge = functools.partial(
+            token_shifts, hidden_ND, weight_VD, actions_N, **settings.step, **settings.head
+        )  # fmt: skip
+        is_row = settings.model["step_model"] == "adam_row"
+        model = settings.model | {"top_k": self.curvature.top_k} if is_row else settings.model
+        if fields.old_logp_N is None and not is_row:
+            return judge(fields.advantage_N, **model), fields.advantage_N
+        # the log-prob over all ids: on a few of them it is renormalised
+        plain = judge(fields.advantage_N, step_model="sgd")
+        slope_N = fields.advantage_N
+        if fields.old_logp_N is not None:
+            # the ratio scales a token's gradient and its objective; a clipped token has neither
+            ratio_N = importance_ratio(plain.logp_N - fields.old_logp_N)
+            clipped_N = torch.where(slope_N > 0, ratio_N > 1 + self.config.clip_high, ratio_N < 1 - self.config.clip_low)
+            slope_N = torch.where(clipped_N, 0.0, slope_N * ratio_N)
+        shifts = judge(slope_N, **model)
+        return shifts._replace(logp_N=plain.logp_N, log_normalizer_N=plain.log_normalizer_N), slope_N
 
     def _accepted(
         self, shifts: TokenShifts, slope_N: Tensor, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor,
@@ -212,7 +219,8 @@ class CurvatureMasked(PolicyGradient):
         return every > 0 and self.steps % every == 0
 
     def _calibrate(self, learner: Learner) -> None:
-        self.measured += gather_lists(self.step.kappas(CALIBRATION_TOKENS))
+        if self.steps > 0 or self.curvature.step_model == "sgd":  # Adam's steps have other units than its first, SGD's
+            self.measured += gather_lists(self.step.kappas(CALIBRATION_TOKENS))
         if self.steps + 1 < self.curvature.calibrate_steps or not self.measured:
             return
         kappas = torch.tensor(self.measured, dtype=torch.float64)
