@@ -84,7 +84,7 @@ def measure(configs: dict[str, CAPOConfig], rounds: int) -> dict[str, list[float
     try:
         for number in range(rounds + 1):
             start = time.perf_counter()
-            sync_weights(policy, engine, version=number)
+            sync_weights(policy.weights(), engine, version=number)
             requests = make_requests(stream.take(config.batch.prompts_per_step), size, 0, number)
             samples = scorer.score(engine.generate(requests, config.sampling))
             seconds = {"generation, grading, sync": time.perf_counter() - start}

@@ -23,7 +23,8 @@ ENVIRONMENT = {
 def finished_run(recipe: str, config: Path, folder: Path, name: str, settings: Mapping[str, Any]) -> RunFolder:
     """The folder of `recipes/<recipe>.py` run to its end with `settings` over those of `config`.
 
-    It has as many threads as this process. Its output is in `<name>.log` beside it. Raises subprocess.CalledProcessError where the run fails.
+    It has as many threads as this process; its output is in `<name>.log` beside it. Raises
+    subprocess.CalledProcessError where the run fails.
     """
     run = RunFolder(folder / name)
     if (run.path / "report.html").exists():

@@ -56,7 +56,7 @@ def vpo_loss(
     Raises ValueError as these do.
     """
     check_settings(beta=beta, alpha=alpha, sign=sign)
-    margin_P = _log_ratio("pairs", logp_chosen_P, ref_chosen_P) - _log_ratio("pairs", logp_rejected_P, ref_rejected_P)
+    margin_P = log_ratio("pairs", logp_chosen_P, ref_chosen_P) - log_ratio("pairs", logp_rejected_P, ref_rejected_P)
     loss_P = pair_losses(
         margin_P, beta=beta, loss_type=loss_type, labels=labels, label_smoothing=label_smoothing,
         reward_gap_P=reward_gap_P, uniform_P=uniform_P,
@@ -64,7 +64,7 @@ def vpo_loss(
     weight_P = torch.ones_like(loss_P) if pair_weight_P is None else pair_weight_P.to(loss_P)
     preference = (loss_P * weight_P).sum() / weight_P.sum().clamp_min(torch.finfo(loss_P.dtype).tiny)
 
-    ratio_C = _log_ratio("calibration completions", logp_cal_C, ref_cal_C)
+    ratio_C = log_ratio("calibration completions", logp_cal_C, ref_cal_C)
     value_C = value_terms(
         ratio_C, sign=sign, log_ratio_floor=log_ratio_floor, reduction=value_reduction, tokens_C=cal_tokens_C
     )
@@ -190,6 +190,22 @@ def check_settings(*, beta: float, alpha: float, sign: int) -> None:
         raise ValueError(f"sign is {sign}: it must be 1 (optimism, online) or -1 (pessimism, offline)")
 
 
+def check_direction(sign: int) -> None:
+    """One step down the value term's gradient on a toy policy lowers the calibration completion's log-prob with
+    optimism (sign 1) and raises it with pessimism. Raises AssertionError where it does not: the sign is what this
+    family most often has wrong."""
+    logits_3 = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    before_1 = torch.log_softmax(logits_3, 0)[:1]
+    empty_0 = torch.empty(0, dtype=torch.float64)
+    loss, _ = vpo_loss(
+        empty_0, empty_0, empty_0, empty_0, before_1, before_1.detach(), beta=1.0, alpha=1.0, sign=sign
+    )
+    (gradient_3,) = torch.autograd.grad(loss, logits_3)
+    after_1 = torch.log_softmax(logits_3.detach() - 0.1 * gradient_3, 0)[:1]
+    if bool((after_1 - before_1.detach()) * sign >= 0):
+        raise AssertionError(f"sign {sign} moves the calibration completions the wrong way")
+
+
 def preference_metrics(
     logp_chosen_P: Tensor, logp_rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor, beta: float
 ) -> dict[str, Tensor]:
@@ -219,8 +235,8 @@ def value_metrics(
     }  # fmt: skip
 
 
-def _log_ratio(what: str, logp: Tensor, reference: Tensor) -> Tensor:
-    """The log-ratio. Raises ValueError where shapes differ or a reference log-prob is not finite."""
+def log_ratio(what: str, logp: Tensor, reference: Tensor) -> Tensor:
+    """log pi - log pi_ref. Raises ValueError where shapes differ or a reference log-prob is not finite."""
     if logp.shape != reference.shape or logp.ndim != 1:
         raise ValueError(
             f"{what}: log-probs have shape {tuple(logp.shape)} and those of the reference {tuple(reference.shape)}; "

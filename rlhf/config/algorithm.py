@@ -106,6 +106,10 @@ class PolicyGradientConfig(Section):
     advantage_epsilon: float = Field(1e-4, gt=0)
     """Added to the group's standard deviation."""
 
+    @property
+    def needs_reference_model(self) -> bool:
+        return self.kl.coefficient > 0
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:

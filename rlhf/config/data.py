@@ -45,11 +45,9 @@ class CountdownConfig(PromptFormat):
     """How many prompts an epoch has."""
 
 
-class DatasetConfig(PromptFormat):
-    """A prompt dataset: hub id, or local jsonl / parquet files; standard (`prompt: str`) or conversational
-    (`prompt: [messages]`)."""
+class RowsConfig(PromptFormat):
+    """Rows of the hub, or of local files."""
 
-    type: Literal["dataset"] = "dataset"
     path: str
     """Hub id, or a local file or glob ending in .jsonl, .json or .parquet."""
     subset: str | None = None
@@ -58,6 +56,13 @@ class DatasetConfig(PromptFormat):
     """The hub dataset's split; slices such as `train[:1000]` work."""
     revision: str | None = None
     """The hub dataset's commit."""
+
+
+class DatasetConfig(RowsConfig):
+    """A prompt dataset: hub id, or local jsonl / parquet files; standard (`prompt: str`) or conversational
+    (`prompt: [messages]`)."""
+
+    type: Literal["dataset"] = "dataset"
     prompt_field: str = "prompt"
     """The field with the prompt: a string or a list of chat messages."""
     answer_field: str | None = None
@@ -85,3 +90,16 @@ class DatasetConfig(PromptFormat):
 
 
 PromptSourceConfig = Annotated[ArithmeticConfig | CountdownConfig | DatasetConfig, Field(discriminator="type")]
+
+
+class PreferencesConfig(RowsConfig):
+    """A preference dataset in TRL's formats: `chosen`, `rejected`, and `prompt` unless both begin with it; text or
+    messages. A completion longer than `sampling.max_tokens` leaves its row out (counted)."""
+
+    type: Literal["preferences"] = "preferences"
+
+
+PreferenceSourceConfig = Annotated[
+    ArithmeticConfig | CountdownConfig | DatasetConfig | PreferencesConfig, Field(discriminator="type")
+]
+"""Prompts to roll out, or pairs to learn from."""

@@ -16,6 +16,8 @@ def print_dry_run(config: Any, world_size: int, device: str | None = None) -> No
     """Print everything that can be known before a model is loaded. All but the YAML is in comments, so the output
     is itself a config."""
     print(to_yaml(config))
+    if not hasattr(config, "batch"):
+        return
     for title, body in (
         ("Batches", batch_table(config, world_size)),
         ("Memory", memory_text(config, world_size, device)),
@@ -27,7 +29,7 @@ def print_dry_run(config: Any, world_size: int, device: str | None = None) -> No
 
 def batch_table(config: Any, world_size: int) -> str:
     """Prompts, samples and the most tokens in a step, in a rank's share, in an optimizer step and in a micro-batch."""
-    batch, group = config.batch, config.sampling.samples_per_prompt
+    batch, group = config.batch, config.completions_per_prompt
     prompts_each = {
         "rollout step, all ranks": batch.prompts_per_step,
         "rollout step, one rank": batch.prompts_per_step // world_size,
@@ -95,7 +97,7 @@ def _forward_tokens(config: Any, prompts: int) -> int:
     prompt, completion, group = (
         config.data.max_prompt_tokens,
         config.sampling.max_tokens,
-        config.sampling.samples_per_prompt,
+        config.completions_per_prompt,
     )
     if config.model.attention == "packed":
         return prompts * (prompt + group * completion)

@@ -65,7 +65,8 @@ def load_config(schema: type[SectionT], arguments: Sequence[str] | None = None) 
                 print_help(schema, line.help_section)
             raise SystemExit(0)
         config = build_config(schema, line)
-        check_world_size(config, world_size)
+        if hasattr(config, "batch"):
+            check_world_size(config, world_size)
     except ConfigError as error:
         _leave(error, is_first_rank)
     if line.should_dry_run:

@@ -80,7 +80,7 @@ def memory_plan(
     states = state_bytes(config.optimizer, trained_tensors(shape, model.lora))
     a_weight = f"{states / trained:.3g}"
     items.append(_item("optimizer state", states, states_share, f"T x {a_weight} ({config.optimizer.type})"))
-    if config.algorithm.kl.coefficient > 0 and not model.lora:
+    if config.algorithm.needs_reference_model and not model.lora:
         items.append(_item("reference policy", parameters * b, weights_share, f"P x {b}"))
     if zero_stage >= 3 and world_size > 1:
         gathered = shape.block_parameters + shape.vocabulary * shape.hidden

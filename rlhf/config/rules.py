@@ -3,7 +3,7 @@
 import importlib.util
 from typing import Any
 
-from rlhf.config.data import ARITHMETIC_HELD_OUT, ArithmeticConfig, DatasetConfig
+from rlhf.config.data import ARITHMETIC_HELD_OUT, ArithmeticConfig, DatasetConfig, RowsConfig
 from rlhf.config.optimizer import AdamW8bitConfig, FrugalConfig, libraries_of
 from rlhf.config.optimizer_memory import MIN_SPLIT_DIM
 from rlhf.config.rewards import CorrectnessConfig, SoftOverlongConfig
@@ -15,8 +15,13 @@ GROUP_ADVANTAGES = ("group_normalised", "group_mean", "leave_one_out")
 
 def contradictions(config: Any) -> list[str]:
     """All contradictions between the sections of a configuration of the GRPO family; empty if it is sound."""
+    return [*shared_contradictions(config), *_policy_gradient(config), *_support(config)]
+
+
+def shared_contradictions(config: Any) -> list[str]:
+    """Those that every trainer has, whatever its algorithm."""
     return [
-        *_batch(config), *_optimizer(config), *_sampling(config), *_rewards(config), *_evaluation(config),
+        *_batch(config), *_optimizer(config), *_temperature(config), *_rewards(config), *_evaluation(config),
         *_lengths(config),
     ]  # fmt: skip
 
@@ -41,14 +46,18 @@ def check_world_size(config: Any, world_size: int) -> None:
 
 
 def _batch(config: Any) -> list[str]:
+    batch = config.batch
+    if batch.prompts_per_step % batch.minibatches == 0:
+        return []
+    fitting = max(n for n in range(1, batch.minibatches) if batch.prompts_per_step % n == 0)
+    return [
+        f"batch.minibatches = {batch.minibatches} does not divide batch.prompts_per_step = {batch.prompts_per_step}: "
+        f"set batch.minibatches to {fitting}, or batch.prompts_per_step to a multiple of {batch.minibatches}"
+    ]
+
+
+def _policy_gradient(config: Any) -> list[str]:
     batch, algorithm, problems = config.batch, config.algorithm, []
-    if batch.prompts_per_step % batch.minibatches:
-        fitting = max(n for n in range(1, batch.minibatches) if batch.prompts_per_step % n == 0)
-        problems.append(
-            f"batch.minibatches = {batch.minibatches} does not divide batch.prompts_per_step = "
-            f"{batch.prompts_per_step}: "
-            f"set batch.minibatches to {fitting}, or batch.prompts_per_step to a multiple of {batch.minibatches}"
-        )
     kl = algorithm.kl
     if kl.coefficient > 0 and kl.where == "loss" and kl.estimator == "k1":
         problems.append(
@@ -78,14 +87,18 @@ def _optimizer(config: Any) -> list[str]:
     return []
 
 
-def _sampling(config: Any) -> list[str]:
+def _temperature(config: Any) -> list[str]:
+    if config.sampling.temperature > 0:
+        return []
+    return [
+        "sampling.temperature = 0 gives every sample of a prompt the same completion and no gradient: "
+        "set it above 0 (1.0 is usual); evaluation.temperature may be 0"
+    ]
+
+
+def _support(config: Any) -> list[str]:
     sampling, algorithm, problems = config.sampling, config.algorithm, []
     support = "the learner's log-probs cover the whole vocabulary, so the importance ratio would be wrong"
-    if sampling.temperature <= 0:
-        problems.append(
-            "sampling.temperature = 0 gives every sample of a prompt the same completion and no gradient: "
-            "set it above 0 (1.0 is usual); evaluation.temperature may be 0"
-        )
     if sampling.top_p != 1:
         problems.append(f"sampling.top_p = {sampling.top_p}: {support}; set sampling.top_p to 1")
     if sampling.top_k != 0:
@@ -144,7 +157,7 @@ def _held_out(config: Any) -> list[str]:
     evaluation = config.evaluation
     if evaluation.prompts == 0:
         return []
-    if evaluation.data is None and isinstance(config.data, DatasetConfig):
+    if evaluation.data is None and isinstance(config.data, RowsConfig):
         return [
             f"evaluation.prompts = {evaluation.prompts}, but a dataset has no held-out half of its own: give "
             "evaluation.data "
@@ -199,26 +212,28 @@ def remarks(config: Any) -> list[str]:
             f"model.lora.dropout = {lora.dropout}: the learner's log-probs are noisy, so the ratio of an "
             "on-policy step is not 1; set it to 0, or raise guards.ratio_tolerance"
         )
-    if config.algorithm.loss == "reinforce" and config.batch.minibatches > 1:
-        notes.append(
-            f"batch.minibatches = {config.batch.minibatches} with algorithm.loss = reinforce: all but the first "
-            "optimizer step of a rollout are slightly off-policy without correction"
-        )
-    if (
-        config.batch.minibatches * config.batch.epochs > 1
-        and config.algorithm.loss == "clip"
-        and config.algorithm.clip_low >= 1
-    ):
-        notes.append(
-            f"algorithm.clip_low = {config.algorithm.clip_low}: a ratio is never below 0, so nothing is clipped "
-            "from below"
-        )
+    if hasattr(config.algorithm, "loss"):
+        notes += _policy_gradient_remarks(config)
     if config.checkpoint.keep_best is not None and (config.checkpoint.every == 0 or config.evaluation.every == 0):
         notes.append(
             "checkpoint.keep_best chooses between checkpoints made during the run: set checkpoint.every and "
             "evaluation.every"
         )
     return notes + _optimizer_remarks(config)
+
+
+def _policy_gradient_remarks(config: Any) -> list[str]:
+    algorithm, batch, notes = config.algorithm, config.batch, []
+    if algorithm.loss == "reinforce" and batch.minibatches > 1:
+        notes.append(
+            f"batch.minibatches = {batch.minibatches} with algorithm.loss = reinforce: all but the first "
+            "optimizer step of a rollout are slightly off-policy without correction"
+        )
+    if batch.minibatches * batch.epochs > 1 and algorithm.loss == "clip" and algorithm.clip_low >= 1:
+        notes.append(
+            f"algorithm.clip_low = {algorithm.clip_low}: a ratio is never below 0, so nothing is clipped from below"
+        )
+    return notes
 
 
 def _optimizer_remarks(config: Any) -> list[str]:

@@ -94,6 +94,12 @@ class PromptStream:
         self.position += n
         return prompts
 
+    def upcoming(self, n: int) -> list[int]:
+        """Indices in the source of the next n, each once, in ascending order; nothing is taken."""
+        if n >= 2 * len(self.source):
+            return list(range(len(self.source)))
+        return sorted({self._order(position) for position in range(self.position, self.position + n)})
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-serialisable; a checkpoint needs nothing else to continue."""
         return {

@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.data import DatasetConfig
+from rlhf.config.data import RowsConfig
 from rlhf.data.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -62,7 +62,7 @@ class Rows(Sequence[Row]):
         return (self[index] for index in range(len(self)))
 
 
-def read_rows(config: DatasetConfig) -> Rows:
+def read_rows(config: RowsConfig) -> Rows:
     """All rows of a dataset. Raises DataError where there are none, or they cannot be read."""
     rows = _read_local(config) if config.path.endswith(SUFFIXES) else _read_hub(config)
     if not len(rows):
@@ -70,7 +70,7 @@ def read_rows(config: DatasetConfig) -> Rows:
     return rows
 
 
-def _read_local(config: DatasetConfig) -> Rows:
+def _read_local(config: RowsConfig) -> Rows:
     for name in ("subset", "revision"):
         if getattr(config, name) is not None:
             raise DataError(f"data.{name} is for datasets of the hub, and {config.path} is a local file: remove it")
@@ -90,7 +90,7 @@ def _names(files: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(file) for file in files]
 
 
-def _slice(config: DatasetConfig, length: int) -> tuple[int, int]:
+def _slice(config: RowsConfig, length: int) -> tuple[int, int]:
     """`train[:1000]` and its like, as the `datasets` library reads them; a local file's only split is `train`."""
     if config.split == "train":
         return 0, length
@@ -152,7 +152,7 @@ def _read_parquet(file: Path, name: str) -> Table:
     return Table(name, str(file), rows)
 
 
-def _read_hub(config: DatasetConfig) -> Rows:
+def _read_hub(config: RowsConfig) -> Rows:
     import datasets
 
     try:

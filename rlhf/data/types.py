@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
+REFERENCE = -1
+"""`policy_version` of what the reference policy completed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,10 @@ class Sample:
     @property
     def id(self) -> str:
         return f"{self.prompt.id}/{self.index}"
+
+    @property
+    def is_of_reference(self) -> bool:
+        return self.policy_version == REFERENCE
 
     @property
     def truncated(self) -> bool:

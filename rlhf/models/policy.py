@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.models.attention import PLAN
 from rlhf.models.head import HeadSettings, Objective, TokenStatistics, policy_head, token_statistics
-from rlhf.models.lora import merged_weights
+from rlhf.models.lora import base_weights, merged_weights
 from rlhf.models.packing import PackedBatch
 from rlhf.models.plain_path import plain_statistics
 
@@ -138,6 +138,12 @@ class Policy(nn.Module):
             return
         for name, parameter in self.model.named_parameters():
             yield name, (parameter if values is None else values[name]).detach()
+
+    def reference_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `weights`, of the base without adapters. Raises ValueError for a policy without adapters."""
+        if not isinstance(self.model, PeftModel):
+            raise ValueError("reference_weights needs LoRA: without adapters, load the reference as a second policy")
+        return base_weights(self.model)
 
     def save(
         self,

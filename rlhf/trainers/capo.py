@@ -149,9 +149,9 @@ class CurvatureMasked(PolicyGradient):
         model: dict[str, Any] = {"step_model": "sgd"}
         if (moments := self.moments) is not None:
             model = {
-                "step_model": self.curvature.step_model, "momentum": self.curvature.momentum, "exp_avg_VD": moments.exp_avg_VD,
-                "exp_avg_sq_VD": moments.exp_avg_sq_VD, "step": moments.step, "betas": moments.betas,
-                "eps": moments.eps, "weight_decay": moments.weight_decay,
+                "step_model": self.curvature.step_model, "momentum": self.curvature.momentum,
+                "exp_avg_VD": moments.exp_avg_VD, "exp_avg_sq_VD": moments.exp_avg_sq_VD, "step": moments.step,
+                "betas": moments.betas, "eps": moments.eps, "weight_decay": moments.weight_decay,
             }  # fmt: skip
         head = {"temperature": self.head.temperature, "logit_softcap": self.head.logit_softcap,
                 "logit_scale": self.head.logit_scale, "bias_V": bias_V}  # fmt: skip
@@ -163,9 +163,8 @@ class CurvatureMasked(PolicyGradient):
         self, fields: TokenFields, hidden_ND: Tensor, weight_VD: Tensor, actions_N: Tensor, settings: Settings
     ) -> tuple[TokenShifts, Tensor]:
         """(shifts of each token's own step, the slope of its objective)."""
-        judge = functools.partial(
-            token_shifts, hidden_ND, weight_VD, actions_N, **settings.step, **settings.head
-        )  # fmt: skip
+        fixed = {**settings.step, **settings.head}
+        judge = functools.partial(token_shifts, hidden_ND, weight_VD, actions_N, **fixed)
         is_row = settings.model["step_model"] == "adam_row"
         model = settings.model | {"top_k": self.curvature.top_k} if is_row else settings.model
         if fields.old_logp_N is None and not is_row:
@@ -176,7 +175,8 @@ class CurvatureMasked(PolicyGradient):
         if fields.old_logp_N is not None:
             # the ratio scales a token's gradient and its objective; a clipped token has neither
             ratio_N = importance_ratio(plain.logp_N - fields.old_logp_N)
-            clipped_N = torch.where(slope_N > 0, ratio_N > 1 + self.config.clip_high, ratio_N < 1 - self.config.clip_low)
+            low, high = 1 - self.config.clip_low, 1 + self.config.clip_high
+            clipped_N = torch.where(slope_N > 0, ratio_N > high, ratio_N < low)
             slope_N = torch.where(clipped_N, 0.0, slope_N * ratio_N)
         shifts = judge(slope_N, **model)
         return shifts._replace(logp_N=plain.logp_N, log_normalizer_N=plain.log_normalizer_N), slope_N

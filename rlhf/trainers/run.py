@@ -10,20 +10,23 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.data import PreferencesConfig
 from rlhf.config.dry_run import batch_table, memory_text
-from rlhf.config.grpo import GRPOConfig
 from rlhf.config.loading import to_dict, to_yaml
 from rlhf.config.memory_plan import memory_plan
 from rlhf.config.model_shapes import find_shape
+from rlhf.config.recipe import RecipeConfig
 from rlhf.config.rules import longest_sequence
 from rlhf.config.sources import ConfigError
 from rlhf.data.order import PromptStream
+from rlhf.data.preference_source import load_preferences
 from rlhf.data.seeds import derive_seed
 from rlhf.data.sources import load_held_out, load_prompts
 from rlhf.data.types import Sample
 from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.rewards.scoring import RewardScorer
 from rlhf.rollouts.build import build_engine
+from rlhf.trainers.collectors import make_collector, reference_table
 from rlhf.trainers.grpo import PolicyGradient
 from rlhf.training.checkpoint import (
     Checkpoint,
@@ -47,14 +50,14 @@ from rlhf.training.run_folder import RunFolder
 from rlhf.training.trainer import RolloutAlgorithm, Trainer
 from rlhf.training.weight_sync import sync_weights
 
-MakeEvaluators = Callable[[GRPOConfig, PreTrainedTokenizerBase, Accelerator, Path], Sequence[Evaluator]]
+MakeEvaluators = Callable[[RecipeConfig, PreTrainedTokenizerBase, Accelerator, Path], Sequence[Evaluator]]
 """Makes evaluators from the configuration, the tokenizer, the ranks and the run's folder."""
 MakeAlgorithm = Callable[[Any, int], RolloutAlgorithm]
 """Makes the algorithm from its section of the configuration and the number of samples a prompt."""
 
 
 def run(
-    config: GRPOConfig,
+    config: RecipeConfig,
     make_evaluators: MakeEvaluators | None = None,
     make_algorithm: MakeAlgorithm = PolicyGradient,
 ) -> Path:
@@ -87,18 +90,22 @@ def run(
     evaluators = _held_out_evaluators(config, tokenizer, accelerator)
     if make_evaluators is not None:
         evaluators += make_evaluators(config, tokenizer, accelerator, folder.path)
-    source = load_prompts(config.data, tokenizer, seed=config.run.seed)
+    is_offline = isinstance(config.data, PreferencesConfig)
+    source = (
+        load_preferences(config.data, tokenizer, config.sampling.max_tokens) if is_offline
+        else load_prompts(config.data, tokenizer, seed=config.run.seed)
+    )  # fmt: skip
     stream = PromptStream(source, derive_seed(config.run.seed, "order"))
     policy = load_policy(config.model, temperature=config.sampling.temperature, seed=config.run.seed).to(
         accelerator.device
     )
     reference = None
-    if config.algorithm.kl.coefficient > 0 and config.model.lora is None:
+    if config.algorithm.needs_reference_model and config.model.lora is None:
         reference = load_policy(config.model, temperature=config.sampling.temperature).to(accelerator.device)
         reference.requires_grad_(False).eval()
-    algorithm = make_algorithm(config.algorithm, config.sampling.samples_per_prompt)
+    algorithm = make_algorithm(config.algorithm, config.completions_per_prompt)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference)
-    engine = build_engine(
+    engine = None if is_offline and not evaluators else build_engine(
         config.engine, config.model, tokenizer=tokenizer,
         longest_sequence=max([longest_sequence(config), *(each.longest_sequence for each in evaluators)]),
         seed=derive_seed(config.run.seed, "engine", accelerator.process_index) % 2**31,
@@ -112,7 +119,10 @@ def run(
         step, pending = _restore(checkpoint, learner, stream, accelerator)
         if hasattr(algorithm, "load_state_dict"):
             algorithm.load_state_dict(checkpoint.state["algorithm"])
-    sync_weights(policy, engine, version=step)
+    if engine is not None:
+        sync_weights(policy.weights(), engine, version=step)
+    if is_offline and hasattr(algorithm, "table"):
+        algorithm.table = reference_table(config, stream, learner, folder.path / "reference_logps.safetensors", step)
     if accelerator.is_main_process:
         folder.truncate_after(step if checkpoint is not None else -1)
     best: dict[str, float] = dict(checkpoint.state.get("best", {})) if checkpoint else {}
@@ -122,8 +132,9 @@ def run(
         _save(config, folder, learner, stream, recorder, at, gather_lists(waiting), best, state)
 
     scorer = RewardScorer(config.rewards)
+    collector = make_collector(config, stream, engine, scorer, recorder, algorithm, learner)
     trainer = Trainer(
-        config, stream=stream, engine=engine, scorer=scorer, algorithm=algorithm, learner=learner, recorder=recorder,
+        config, collector=collector, engine=engine, algorithm=algorithm, learner=learner, recorder=recorder,
         evaluators=evaluators, save=save, step=step, pending=pending,
     )  # fmt: skip
     try:
@@ -139,12 +150,13 @@ def run(
         scorer.close()
         for evaluator in evaluators:
             evaluator.close()
-        engine.close()
+        if engine is not None:
+            engine.close()
         trackers.end()
     return folder.path
 
 
-def _resume(config: GRPOConfig, folder: RunFolder, progress: ProgressDisplay) -> Checkpoint | None:
+def _resume(config: RecipeConfig, folder: RunFolder, progress: ProgressDisplay) -> Checkpoint | None:
     checkpoint, problems = newest_checkpoint(folder.checkpoints)
     for problem in problems:
         progress.message(f"WARNING: {problem}. An older checkpoint is used")
@@ -170,7 +182,7 @@ def _restore(
             f"the checkpoint holds samples of {state['world_size']} ranks that were not learned from, now there are "
             f"{accelerator.num_processes}: resume with {state['world_size']} ranks"
         )
-    learner.weights.load_state_dict(checkpoint.weights)
+    learner.load_state_tensors(checkpoint.weights)
     learner.optimizer.load_state_dict(checkpoint.optimizer)
     learner.updates = state["updates"]
     learner.guard.skipped_in_row = state["skipped_in_row"]
@@ -181,7 +193,7 @@ def _restore(
 
 
 def _save(
-    config: GRPOConfig, folder: RunFolder, learner: Learner, stream: PromptStream, recorder: Recorder,
+    config: RecipeConfig, folder: RunFolder, learner: Learner, stream: PromptStream, recorder: Recorder,
     step: int, pending: list[Sample], best: dict[str, float], algorithm: dict[str, Any],
 ) -> None:  # fmt: skip
     accelerator = learner.accelerator
@@ -201,7 +213,7 @@ def _save(
             "algorithm": algorithm,
         }
         save_checkpoint(
-            folder.checkpoints, Checkpoint(state, learner.weights.state_dict(), learner.optimizer.state_dict(), pending)
+            folder.checkpoints, Checkpoint(state, learner.state_tensors(), learner.optimizer.state_dict(), pending)
         )
         prune(folder.checkpoints, config.checkpoint.keep_last, int(best["step"]) if best else None)
     accelerator.wait_for_everyone()
@@ -220,7 +232,7 @@ def _value_to_keep(metric: str | None, recorder: Recorder) -> float | None:
 
 
 def _held_out_evaluators(
-    config: GRPOConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    config: RecipeConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
 ) -> list[Evaluator]:
     evaluation = config.evaluation
     if evaluation.prompts == 0:
@@ -233,7 +245,7 @@ def _held_out_evaluators(
 
 
 def _finish(
-    config: GRPOConfig, folder: RunFolder, policy, tokenizer, recorder: Recorder, progress: ProgressDisplay,
+    config: RecipeConfig, folder: RunFolder, policy, tokenizer, recorder: Recorder, progress: ProgressDisplay,
     finished: bool, seconds: float
 ) -> None:  # fmt: skip
     shape = _shape(config)
@@ -255,7 +267,7 @@ def _finish(
     progress.summary(before, after, seconds, places)
 
 
-def _shape(config: GRPOConfig):
+def _shape(config: RecipeConfig):
     try:
         return find_shape(config.model.path, config.model.revision)
     except (OSError, ValueError, LookupError):

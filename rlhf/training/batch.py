@@ -13,6 +13,7 @@ class TrainingSample:
     `counted`: it is part of the loss and its denominator (False: masked, e.g. truncated).
     `learned`: it is forwarded (False: its gradient is known to be 0, or it is not counted).
     `reference_logps`: one per completion token where there is a KL term.
+    `group`: samples of one group stay in one minibatch. None: those of one prompt.
     """
 
     sample: Sample
@@ -20,6 +21,7 @@ class TrainingSample:
     counted: bool = True
     learned: bool = True
     reference_logps: tuple[float, ...] | None = None
+    group: tuple[str, int] | None = None
 
     @property
     def length(self) -> int:
@@ -40,7 +42,7 @@ def group_by_prompt(samples: list[TrainingSample], samples_per_prompt: int) -> l
     """
     groups: dict[tuple[str, int], list[TrainingSample]] = {}
     for sample in samples:
-        key = (sample.sample.prompt.id, sample.sample.index // samples_per_prompt)
+        key = sample.group or (sample.sample.prompt.id, sample.sample.index // samples_per_prompt)
         groups.setdefault(key, []).append(sample)
     return list(groups.values())
 

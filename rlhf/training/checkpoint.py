@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf.data.types import Prompt, Sample, Verdict
+from rlhf.data.sample_json import sample_from_json, sample_to_json
+from rlhf.data.types import Sample
 
 MANIFEST = "manifest.json"
 # what may differ between a checkpoint's config and the resuming one: it changes neither samples nor gradients
@@ -66,7 +67,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         )
         torch.save(checkpoint.optimizer, staging / "optimizer.pt")
         (staging / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
-        lines = [json.dumps(_sample_to_json(sample)) for sample in checkpoint.pending]
+        lines = [json.dumps(sample_to_json(sample)) for sample in checkpoint.pending]
         (staging / "pending.jsonl").write_text("".join(line + "\n" for line in lines))
         manifest = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -102,7 +103,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 f"{file} is damaged or missing (sha256 does not match the manifest): remove {path} to resume from "
                 f"an older one"
             )
-    pending = [_sample_from_json(json.loads(line)) for line in (path / "pending.jsonl").read_text().splitlines()]
+    pending = [sample_from_json(json.loads(line)) for line in (path / "pending.jsonl").read_text().splitlines()]
     return Checkpoint(
         state=json.loads((path / "state.json").read_text()),
         weights=load_file(path / "weights.safetensors"),
@@ -165,35 +166,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sample_to_json(sample: Sample) -> dict[str, Any]:
-    prompt, verdict = sample.prompt, sample.verdict
-    return {
-        "prompt": {
-            "id": prompt.id,
-            "token_ids": prompt.token_ids,
-            "text": prompt.text,
-            "columns": dict(prompt.columns),
-            "scorer": prompt.scorer,
-        },
-        "index": sample.index,
-        "completion_ids": sample.completion_ids,
-        "logps": sample.logps,
-        "finish_reason": sample.finish_reason,
-        "policy_version": sample.policy_version,
-        "seed": sample.seed,
-        "text": sample.text,
-        "rewards": dict(sample.rewards),
-        "reward": sample.reward,
-        "verdict": verdict and [verdict.outcome, verdict.extracted, verdict.reason, verdict.timed_out],
-    }
-
-
-def _sample_from_json(record: dict[str, Any]) -> Sample:
-    prompt = record.pop("prompt")
-    verdict = record.pop("verdict")
-    prompt["token_ids"] = tuple(prompt["token_ids"])
-    record["completion_ids"] = tuple(record["completion_ids"])
-    record["logps"] = tuple(record["logps"])
-    return Sample(prompt=Prompt(**prompt), verdict=verdict and Verdict(*verdict), **record)

@@ -1,8 +1,8 @@
 """The learner: packed micro-batches in, one optimizer step out, under one denominator."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf.algorithms.aggregation import Denominator, StepTotals, token_weight
 from rlhf.algorithms.token_fields import TokenFields
-from rlhf.config.grpo import GRPOConfig
+from rlhf.config.recipe import RecipeConfig
 from rlhf.data.seeds import derive_seed
 from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
 from rlhf.models.policy import AtHead, Policy
@@ -23,6 +23,8 @@ from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.schedule import learning_rate_factor
 
 Objective = Callable[[Tensor, Tensor, slice], Tensor]
+REFERENCE_PREFIX = "reference."
+"""In checkpoints, before the names of the reference's parameters."""
 
 
 class Algorithm(Protocol):
@@ -67,13 +69,32 @@ class ScreeningAlgorithm(Algorithm, Protocol):
         """After the optimizer step on `samples`, in the order of their micro-batches: metrics of what it did."""
 
 
+class Weighed(NamedTuple):
+    """Samples whose advantages hold at the weights as they are, their loss over all ranks, and metrics, equal on
+    all ranks."""
+
+    samples: list[TrainingSample]
+    loss: float
+    metrics: Mapping[str, float]
+
+
+@runtime_checkable
+class WeighingAlgorithm(Algorithm, Protocol):
+    """An algorithm whose loss is of whole completions together (pairs): its gradient is a sum over completions of a
+    weight times the gradient of their log-prob. Weights first, from one more forward pass; then any split into
+    micro-batches is exact."""
+
+    def weigh(self, samples: list[TrainingSample], learner: "Learner") -> Weighed:
+        """Before an optimizer step. Collective."""
+
+
 class Learner:
     """Owns the policy's master weights and the optimizer. All methods are collective over ranks."""
 
     def __init__(
         self,
         policy: Policy,
-        config: GRPOConfig,
+        config: RecipeConfig,
         accelerator: Accelerator,
         guard: NonFiniteGuard,
         reference: Policy | None = None,
@@ -92,6 +113,7 @@ class Learner:
         self.optimizer = build_optimizer(config.optimizer, policy, masters, derive_seed(config.run.seed, "optimizer"))
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.updates = 0
+        self.has_moved_reference = False
         passes = config.batch.minibatches * config.batch.epochs
         self.reuses_batch = passes > 1
         self.total_updates = config.batch.steps * passes
@@ -104,9 +126,10 @@ class Learner:
         batch = self.config.batch
         # dropout (LoRA) is the only random draw in here
         torch.manual_seed(derive_seed(self.config.run.seed, step, "learner", self.accelerator.process_index))
-        old_logps = self._old_logps(samples) if self.reuses_batch else None
+        has_ratio = self.reuses_batch and not isinstance(algorithm, WeighingAlgorithm)
+        old_logps = self._old_logps(samples) if has_ratio else None
         averager = MetricAverager()
-        groups = group_by_prompt(samples, self.config.sampling.samples_per_prompt)
+        groups = group_by_prompt(samples, self.config.completions_per_prompt)
         for epoch in range(batch.epochs):
             order = self._group_order(len(groups), step, epoch)
             for index, minibatch in enumerate(split_minibatches(groups, batch.minibatches, order)):
@@ -123,6 +146,9 @@ class Learner:
         averager: MetricAverager,
         check_ratio: bool,
     ) -> None:
+        weighed = algorithm.weigh(samples, self) if isinstance(algorithm, WeighingAlgorithm) else None
+        if weighed is not None:
+            samples = weighed.samples
         local = local_totals(samples)
         summed = sum_numbers({"sequences": local.sequences, "tokens": local.tokens}, self.device)
         totals = StepTotals(int(summed["sequences"]), int(summed["tokens"]))
@@ -155,8 +181,11 @@ class Learner:
             torch._foreach_mul_([master.grad for master in self.weights.masters], verdict.scale)
             loss *= verdict.scale
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.config.batch.max_grad_norm))
-        loss = sum_numbers({"loss": loss}, self.device)["loss"]
+        # the weighed sum of log-probs has the loss's gradient, not its value
+        loss = sum_numbers({"loss": loss}, self.device)["loss"] if weighed is None else weighed.loss
         self.updates += 1
+        for name, value in ({} if weighed is None else weighed.metrics).items():
+            averager.add(name, value)
         for name, value in sums.items():
             averager.add(name, value / max(tokens, 1), weight=tokens)
         averager.add("loss", loss)
@@ -164,7 +193,8 @@ class Learner:
         averager.add("optimizer/lr", self.config.optimizer.lr * factor)
         averager.add_sum("tokens/trained", tokens)
         if check_ratio:
-            self.guard.check_ratio(step, sums.get("policy/engine_ratio_mean", 0.0), tokens, self.device)
+            name = "policy/engine_ratio_mean"  # absent where no engine drew the tokens
+            self.guard.check_ratio(step, sums.get(name, 0.0), tokens if name in sums else 0, self.device)
         if self.guard.is_bad(loss, norm):
             self.guard.skip(step, self, learned, totals, algorithm, old_logps, loss=loss, norm=norm)
             averager.add_sum("guards/skipped_updates", 1.0 if self.accelerator.is_main_process else 0.0)
@@ -210,6 +240,31 @@ class Learner:
         if self.reference is not None:
             policy, score = self.reference, lambda packed: self.reference(packed).logp_N
         return self._score(samples, score or policy.reference_logps)
+
+    def reference_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(HF name, tensor) of the reference policy, for engines."""
+        return self.policy.reference_weights() if self.reference is None else self.reference.weights()
+
+    def move_reference(self) -> None:
+        """The policy as it is becomes the reference. Not under LoRA."""
+        assert self.reference is not None
+        self.has_moved_reference = True
+        self.reference.load_state_dict(self.policy.state_dict())
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Master weights by name, and a reference that is no longer the starting checkpoint."""
+        moved = dict(self.reference.named_parameters()) if self.has_moved_reference else {}
+        return self.weights.state_dict() | {f"{REFERENCE_PREFIX}{name}": value for name, value in moved.items()}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """What `state_tensors` gave."""
+        moved = {n.removeprefix(REFERENCE_PREFIX): t for n, t in tensors.items() if n.startswith(REFERENCE_PREFIX)}
+        self.weights.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(REFERENCE_PREFIX)})
+        if moved:
+            self.has_moved_reference = True
+            with torch.no_grad():
+                for name, parameter in self.reference.named_parameters():
+                    parameter.copy_(moved[name])
 
     @torch.no_grad()
     def _score(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from rlhf.config.grpo import GRPOConfig
+from rlhf.config.recipe import RecipeConfig
 from rlhf.data.types import Sample
 from rlhf.training.collectives import gather_lists
 from rlhf.training.metrics import MetricAverager, Trackers, rollout_metrics
@@ -21,7 +21,7 @@ class Recorder:
 
     def __init__(
         self,
-        config: GRPOConfig,
+        config: RecipeConfig,
         folder: RunFolder,
         accelerator: Accelerator,
         progress: ProgressDisplay,
@@ -38,9 +38,14 @@ class Recorder:
         """Groups without a signal that were replaced in this step."""
         self._discarded += groups
 
-    def step(self, step: int, samples: list[Sample], update: dict[str, float]) -> None:
+    def step(
+        self, step: int, samples: list[Sample], update: dict[str, float], *, makes_rollouts: bool = True
+    ) -> None:
+        """`makes_rollouts`: the samples are completions of this run, of which rewards and lengths are said, and kept;
+        a dataset's are in the dataset."""
         averager = MetricAverager()
-        averager.merge(rollout_metrics(samples))
+        if makes_rollouts:
+            averager.merge(rollout_metrics([sample for sample in samples if not sample.is_of_reference]))
         averager.add_sum("tokens/completion_total", sum(len(sample.completion_ids) for sample in samples))
         averager.add_sum("groups/discarded", self._discarded)
         averager.add_max("memory/peak_bytes", peak_bytes())
@@ -50,7 +55,8 @@ class Recorder:
         self.latest = dict(metrics)
         everything = gather_lists(samples)
         if self.accelerator.is_main_process:
-            self.folder.append_samples(step, everything)
+            if makes_rollouts:
+                self.folder.append_samples(step, everything)
             self.folder.append_metrics(step, metrics)
         self.trackers.log(metrics, step)
         self.progress.step(step, metrics)

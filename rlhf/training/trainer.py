@@ -1,19 +1,14 @@
-"""The loop. Blind to the algorithm: it moves prompts to samples to a batch to an update, and records what happened."""
+"""The loop. Blind to the algorithm: it moves samples to a batch to an update, and records what happened."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rlhf.config.grpo import GRPOConfig
-from rlhf.data.order import PromptStream
+from rlhf.config.recipe import RecipeConfig
 from rlhf.data.types import Sample
-from rlhf.rewards.scoring import RewardScorer
-from rlhf.rollouts.engine import Engine, Request
-from rlhf.rollouts.requests import make_requests
+from rlhf.rollouts.engine import Engine
 from rlhf.training.batch import TrainingSample
-from rlhf.training.collectives import gather_lists
+from rlhf.training.collecting import Collector
 from rlhf.training.evaluation import Evaluator
-from rlhf.training.guards import TrainingStopped
 from rlhf.training.learner import Algorithm, Learner
 from rlhf.training.recorder import Recorder
 from rlhf.training.stopping import StopRequest
@@ -31,15 +26,15 @@ class RolloutAlgorithm(Algorithm, Protocol):
 
 
 class Trainer:
-    """Everything a run is made of; `save(step, pending)` writes a checkpoint."""
+    """Everything a run is made of; `save(step, pending)` writes a checkpoint. No engine: nothing is evaluated and
+    the collector makes no rollouts."""
 
     def __init__(
         self,
-        config: GRPOConfig,
+        config: RecipeConfig,
         *,
-        stream: PromptStream,
-        engine: Engine,
-        scorer: RewardScorer,
+        collector: Collector,
+        engine: Engine | None,
         algorithm: RolloutAlgorithm,
         learner: Learner,
         recorder: Recorder,
@@ -48,10 +43,9 @@ class Trainer:
         step: int = 0,
         pending: list[Sample] | None = None,
     ) -> None:
-        self.config, self.stream, self.engine, self.scorer, self.algorithm = config, stream, engine, scorer, algorithm
+        self.config, self.collector, self.engine, self.algorithm = config, collector, engine, algorithm
         self.learner, self.recorder, self.evaluators, self.save = learner, recorder, evaluators, save
         self.step, self.pending = step, pending or []
-        self.rank, self.world_size = learner.accelerator.process_index, learner.accelerator.num_processes
 
     def train(self) -> bool:
         """Run the steps that are left. False if it was asked to stop before the last one (a checkpoint is then
@@ -62,7 +56,7 @@ class Trainer:
                 self.evaluate(0)
             for step in range(self.step + 1, self.config.batch.steps + 1):
                 timer.reset()
-                samples = self.pending or self.collect(step)
+                samples = self.pending or self.collector.collect(step)
                 self.pending = []
                 if stop.agreed():
                     self.save(step - 1, samples)
@@ -70,11 +64,14 @@ class Trainer:
                 with timer.phase("update"):
                     batch = self.algorithm.prepare(samples, self.learner)
                     metrics = self.learner.update(batch, self.algorithm, step)
-                with timer.phase("sync"):
-                    sync_weights(self.learner.policy, self.engine, version=step)
-                self.recorder.step(step, samples, metrics)
                 is_last = step == self.config.batch.steps
-                if is_last or (self.config.evaluation.every and step % self.config.evaluation.every == 0):
+                every = self.config.evaluation.every
+                is_evaluated = bool(self.evaluators) and (is_last or (every > 0 and step % every == 0))
+                if self.collector.makes_rollouts or is_evaluated:
+                    with timer.phase("sync"):
+                        sync_weights(self.learner.policy.weights(), self.engine, version=step)
+                self.recorder.step(step, samples, metrics, makes_rollouts=self.collector.makes_rollouts)
+                if is_evaluated:
                     self.evaluate(step)
                 should_stop = stop.agreed()
                 every = self.config.checkpoint.every
@@ -83,51 +80,6 @@ class Trainer:
                 if should_stop and not is_last:
                     return False
         return True
-
-    def collect(self, step: int) -> list[Sample]:
-        """This rank's graded samples of one step; groups without a signal are replaced where the algorithm asks for
-        it."""
-        wanted = self.config.batch.prompts_per_step // self.world_size
-        refills = self.config.algorithm.dynamic_sampling.max_refills
-        kept: list[list[Sample]] = []
-        seen: Counter[str] = Counter()
-        for attempt in range(refills + 1):
-            missing_by_rank = gather_lists([wanted - len(kept)])
-            if not sum(missing_by_rank):
-                break
-            groups = self.rollout(self.take_requests(missing_by_rank, step, seen), step)
-            if attempt < refills:
-                fresh = [group for group in groups if not self.algorithm.wants_replacement(group)]
-                self.recorder.count_discarded(len(groups) - len(fresh))
-                groups = fresh
-            kept += groups
-        return [sample for group in kept for sample in group]
-
-    def take_requests(self, missing_by_rank: list[int], step: int, seen: Counter[str]) -> list[Request]:
-        """Requests for this rank's share of the next prompts. The ranks take exactly what each of them lacks from one
-        stream, so every prompt is consumed once; all ranks see all prompts, and so agree on the sample indices."""
-        prompts = self.stream.take(sum(missing_by_rank))
-        count = self.config.sampling.samples_per_prompt
-        requests = make_requests(prompts, count, self.config.run.seed, step, seen)
-        first = sum(missing_by_rank[: self.rank]) * count
-        return requests[first : first + missing_by_rank[self.rank] * count]
-
-    def rollout(self, requests: list[Request], step: int) -> list[list[Sample]]:
-        """Graded samples by prompt."""
-        with self.recorder.timer.phase("generate"):
-            samples = self.engine.generate(requests, self.config.sampling)
-        with self.recorder.timer.phase("reward"):
-            samples = self.scorer.score(samples)
-        bad = sum(s.verdict is not None and s.verdict.outcome == "ungradable" for s in samples) / max(1, len(samples))
-        if bad > self.config.guards.max_ungradable_share:
-            reasons = sorted({s.verdict.reason for s in samples if s.verdict and s.verdict.outcome == "ungradable"})[:3]
-            raise TrainingStopped(
-                f"step {step}: {bad:.0%} of the completions could not be graded (guards.max_ungradable_share "
-                f"{self.config.guards.max_ungradable_share:.0%}), e.g.: {'; '.join(reasons)}. Check the gold "
-                f"answers and the grader pool"
-            )
-        count = self.config.sampling.samples_per_prompt
-        return [samples[first : first + count] for first in range(0, len(samples), count)]
 
     def evaluate(self, step: int) -> None:
         for evaluator in self.evaluators:

@@ -1,24 +1,24 @@
 """The engine gets the learner's weights, and proves that it computes with them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
-from rlhf.models.policy import Policy
 from rlhf.rollouts.engine import Engine
 from rlhf.rollouts.weights import compare_checksums, tensor_checksum
 from rlhf.training.guards import TrainingStopped
 
 
-def sync_weights(policy: Policy, engine: Engine, version: int) -> None:
-    """Push all weights, then compare checksums. Raises TrainingStopped where the engine holds something else.
+def sync_weights(weights: Iterable[tuple[str, torch.Tensor]], engine: Engine, version: int) -> None:
+    """Push (HF name, tensor) pairs, all of the model's, then compare checksums. Raises TrainingStopped where the engine
+    holds something else.
 
     The weights are walked once: merging adapters is the costly part of it.
     """
     sent: dict[str, str] = {}
 
     def checksummed() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in policy.weights():
+        for name, tensor in weights:
             sent[name] = tensor_checksum(tensor, engine.dtype)
             yield name, tensor
 

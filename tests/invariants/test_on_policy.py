@@ -53,7 +53,7 @@ def test_one_policy_before_and_after_an_update(tmp_path, engine_type, dtype, rat
         assert metrics["gradient/norm"] > 0
         assert abs(metrics["policy/engine_ratio_mean"] - 1) < ratio_bound
         assert metrics["policy/engine_logp_gap"] < gap_bound
-        sync_weights(learner.policy, engine, version=1)
+        sync_weights(learner.policy.weights(), engine, version=1)
         greedy = SamplingConfig(samples_per_prompt=1, max_tokens=12, temperature=0.0)
         for sample in engine.generate(make_requests(prompts, 1, 0, 2), greedy):
             assert_most_likely(learner, sample, slack=1e-4 if dtype == "float32" else 0.3)

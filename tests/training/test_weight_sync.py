@@ -18,13 +18,13 @@ def test_a_sync_is_verified_and_a_skipped_one_is_found(tmp_path, monkeypatch):
     engine = TransformersEngine(
         config.path, config=TransformersEngineConfig(), tokenizer=load_tokenizer(config), dtype=torch.float32
     )
-    sync_weights(policy, engine, version=1)
+    sync_weights(policy.weights(), engine, version=1)
     with torch.no_grad():
         policy.causal_lm.get_input_embeddings().weight[5] += 1.0
     load = engine.load_weights
     monkeypatch.setattr(engine, "load_weights", lambda weights, version: list(weights))
     with pytest.raises(TrainingStopped, match="embed_tokens"):
-        sync_weights(policy, engine, version=2)
+        sync_weights(policy.weights(), engine, version=2)
     monkeypatch.setattr(engine, "load_weights", load)
-    sync_weights(policy, engine, version=2)
+    sync_weights(policy.weights(), engine, version=2)
     assert torch.equal(engine.model.get_input_embeddings().weight, policy.causal_lm.get_input_embeddings().weight)
