@@ -43,7 +43,7 @@ def read_preference(row: Row) -> tuple[Text, Text, Text]:
     both completions are the same, and where an implied prompt has no words.
     """
     fields = [name for name in ("prompt", "chosen", "rejected") if name != "prompt" or row.fields.get("prompt")]
-    values = {name: _text(row, name) for name in fields}
+    values = {name: read_text(row, name) for name in fields}
     if len({isinstance(value, str) for value in values.values()}) > 1:
         kinds = ", ".join(f"{name} is {'text' if isinstance(v, str) else 'messages'}" for name, v in values.items())
         raise DataError(f"{row.place}: {kinds}; all must be text, or all messages")
@@ -70,7 +70,7 @@ def encode_preference(
     if prompt_ids is None:
         return None
     completions = [
-        _completion_ids(row, name, prompt, encoded, text, tokenizer)
+        encode_completion(row, name, prompt, encoded, text, tokenizer)
         for name, text in (("chosen", chosen), ("rejected", rejected))
     ]
     if completions[0] == completions[1]:
@@ -80,9 +80,13 @@ def encode_preference(
     return PreferencePair(row.id, tuple(prompt_ids), *map(tuple, completions))
 
 
-def _completion_ids(
+def encode_completion(
     row: Row, name: str, prompt: Text, prompt_ids: Sequence[int], text: Text, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
+    """Ids of `text` (field `name` of the row) behind a prompt whose ids are `prompt_ids`, up to and with its end.
+
+    Raises DataError where the chat template's ids of the conversation do not begin with `prompt_ids`.
+    """
     if isinstance(text, str):
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     whole = tokenizer.apply_chat_template([*prompt, *text], return_dict=False)
@@ -98,7 +102,11 @@ def _completion_ids(
     return ids
 
 
-def _text(row: Row, name: str) -> Text:
+def read_text(row: Row, name: str) -> Text:
+    """A field that is text or messages; messages end with the assistant's, unless the field is `prompt`.
+
+    Raises DataError naming file, row and field where it is missing, empty or of another kind.
+    """
     value = row.fields.get(name)
     if value is None:
         there = ", ".join(sorted(row.fields)) or "none"

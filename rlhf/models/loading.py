@@ -57,7 +57,7 @@ def load_policy(config: ModelConfig, *, temperature: float = 1.0, seed: int = 0)
         attn_implementation=PACKED_ATTENTION if is_packed else standard_attention(model_config),
         **source,
     )
-    _keep_generation_config_saveable(model)
+    keep_generation_config_saveable(model)
     if config.dtype == "bfloat16" and not torch.cuda.is_available() and not cpu_has_bfloat16_matmul():
         warnings.warn(
             "this CPU has no bfloat16 instructions (AVX512 or AMX): matrix products run about ten times slower "
@@ -121,7 +121,7 @@ def _refuse_unknown_layers(model_config: Any) -> None:
         )
 
 
-def _keep_generation_config_saveable(model: Any) -> None:
+def keep_generation_config_saveable(model: Any) -> None:
     """Some published generation configs are invalid, and transformers refuses to save them: after the training, not
     before."""
     generation = model.generation_config

@@ -34,28 +34,31 @@ def keeps_master_copies(config: OptimizerConfig) -> bool:
 
 
 def build_optimizer(
-    config: OptimizerConfig, model: nn.Module, named_parameters: Mapping[str, nn.Parameter], seed: int = 0
+    config: OptimizerConfig, model: nn.Module, named_parameters: Mapping[str, nn.Parameter], seed: int = 0,
+    *, is_guarded: bool = True,
 ) -> torch.optim.Optimizer:
     """The optimizer over `named_parameters`: the trainable parameters of `model`, or master copies under their names.
 
-    Vectors (norms, biases) are not decayed. Raises ModuleNotFoundError where `adamw_8bit` finds no library for it.
+    Vectors (norms, biases) are not decayed. `is_guarded`: no step is asked for where a gradient is not finite; if not,
+    our optimizers look for themselves. Raises ModuleNotFoundError where `adamw_8bit` finds no library for it.
     """
     method = "adamw" if config.type == "adamw_8bit" else config.type
     groups = named_groups(
         named_parameters, parameter_roles(model, optimizer=method), weight_decay=config.weight_decay
     )
     settings: dict[str, Any] = config.model_dump(exclude=NOT_SETTINGS | {"weight_decay"})
+    guarded = GUARDED if is_guarded else {}
     match config:
         case AdamWConfig():
             return torch.optim.AdamW(_plain(groups), **settings, fused=True)
         case AdamW8bitConfig():
             return _adamw_8bit(config)(_plain(groups), **settings)
         case AdaBeliefConfig():
-            return AdaBelief(groups, **settings, **GUARDED, seed=seed)
+            return AdaBelief(groups, **settings, **guarded, seed=seed)
         case FrugalConfig():
-            return Frugal(groups, **settings, **GUARDED, seed=seed)
+            return Frugal(groups, **settings, **guarded, seed=seed)
         case AuONConfig():
-            return AuON(groups, **settings, **GUARDED, seed=seed)
+            return AuON(groups, **settings, **guarded, seed=seed)
         case MuonConfig():
             return MatrixMomentum(groups, **settings)
     raise TypeError(f"no optimizer is built for {type(config).__name__}")
