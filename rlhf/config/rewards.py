@@ -76,8 +76,31 @@ class CallableConfig(RewardFunctionConfig):
     """Wall-clock limit of one call on all of a step's completions; the run stops at a call that takes longer."""
 
 
+class RewardModelConfig(RewardFunctionConfig):
+    """The score of a reward model: any sequence classifier with one label, e.g. of recipes/reward_model.py. It is held
+    beside the policy. A completion that was cut off is scored as it stands, as though it ended there."""
+
+    type: Literal["reward_model"] = "reward_model"
+    path: str
+    """A local folder or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the backbone; the head and the scores are float32."""
+    token_budget: int = Field(16_384, ge=1)
+    """Most tokens of a forward pass, padding included. Changes memory and speed only."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint."""
+
+
 RewardConfig = Annotated[
-    CorrectnessConfig | FormatConfig | LengthConfig | RepetitionConfig | SoftOverlongConfig | CallableConfig,
+    CorrectnessConfig
+    | FormatConfig
+    | LengthConfig
+    | RepetitionConfig
+    | SoftOverlongConfig
+    | RewardModelConfig
+    | CallableConfig,
     Field(discriminator="type"),
 ]
 

@@ -15,11 +15,17 @@ from itertools import chain
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf.config.model import ModelConfig
 from rlhf.data.errors import DataError
-from rlhf.data.formatting import TEMPLATE_ERRORS, Message, check_messages
+from rlhf.data.formatting import TEMPLATE_ERRORS, Message, Text, check_messages
 from rlhf.models.embedded import resolve_model_path
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.plain_path import standard_attention
@@ -107,27 +113,7 @@ class RewardModel:
         return scores
 
     def _encode(self, row: Row, place: str) -> list[int]:
-        has_template = bool(self.tokenizer.chat_template)
-        if isinstance(row, tuple):
-            prompt, answer = row
-            if not has_template:
-                return self.tokenizer(prompt + answer)["input_ids"]
-            row = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        elif not has_template:
-            raise DataError(
-                f"{place}: is a conversation, and the tokenizer of {self.path} has no chat template: give (prompt, "
-                "answer) pairs, or save a chat template with the checkpoint"
-            )
-        messages = check_messages(row, place)
-        if messages[-1]["role"] != "assistant":
-            raise DataError(
-                f"{place}: the last message is from {messages[-1]['role']!r}: the answer to score is missing"
-            )
-        try:
-            # return_dict is true by default from transformers 5 on
-            return self.tokenizer.apply_chat_template(messages, return_dict=False)
-        except TEMPLATE_ERRORS as error:
-            raise DataError(f"{place}: the chat template of {self.path} does not accept it: {error}") from error
+        return encode_answer(row, self.tokenizer, place)
 
     def _fit(self, ids: list[int], place: str) -> list[int]:
         if not ids:
@@ -168,6 +154,45 @@ class RewardModel:
                     f"{other:.4g} with another: it reads its score at the padding, or its attention sees it; choose "
                     "another reward model"
                 )
+
+
+def encode_answer(row: Row, tokenizer: PreTrainedTokenizerBase, place: str) -> list[int]:
+    """The token ids that a reward model scores, in training as in use.
+
+    A conversation goes through the chat template, without the header of a next turn. A pair is the user's message and
+    its answer; where the tokenizer has no chat template it is the two texts one right behind the other.
+    Raises DataError as `RewardModel.score` does.
+    """
+    has_template = bool(tokenizer.chat_template)
+    if isinstance(row, tuple):
+        prompt, answer = row
+        if not has_template:
+            return tokenizer(prompt + answer)["input_ids"]
+        row = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    elif not has_template:
+        raise DataError(
+            f"{place}: is a conversation, and the tokenizer of {tokenizer.name_or_path} has no chat template: give "
+            "(prompt, answer) pairs, or save a chat template with the checkpoint"
+        )
+    messages = check_messages(row, place)
+    if messages[-1]["role"] != "assistant":
+        raise DataError(f"{place}: the last message is from {messages[-1]['role']!r}: the answer to score is missing")
+    try:
+        # return_dict is true by default from transformers 5 on
+        return tokenizer.apply_chat_template(messages, return_dict=False)
+    except TEMPLATE_ERRORS as error:
+        raise DataError(
+            f"{place}: the chat template of {tokenizer.name_or_path} does not accept it: {error}"
+        ) from error
+
+
+def answered(prompt: Text, answer: str) -> Row:
+    """The row of a prompt and its answer; an answer goes on with the assistant's message that a prompt ends in."""
+    if isinstance(prompt, str):
+        return prompt, answer
+    if prompt[-1]["role"] == "assistant":
+        return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + answer}]
+    return [*prompt, {"role": "assistant", "content": answer}]
 
 
 def padded_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -10,12 +10,14 @@ from rlhf.config.rewards import (
     LengthConfig,
     RepetitionConfig,
     RewardConfig,
+    RewardModelConfig,
     RewardsConfig,
     SoftOverlongConfig,
 )
 from rlhf.data.types import Sample, Verdict
 from rlhf.rewards import functions
 from rlhf.rewards.callables import RewardError, RewardFunction, call_all, load_function
+from rlhf.rewards.model_scores import ModelScores
 from rlhf.rewards.pool import GraderPool
 from rlhf.rewards.scorers import grading_task
 
@@ -26,6 +28,7 @@ class RewardScorer:
     """Scores samples as `config` says. Holds worker processes while correctness is among the rewards: `close()` it.
 
     A part is named after its type, or after the user's function; a second one of the same name becomes `name_2`.
+    Raises as `ModelScores` does where a reward model cannot be used.
     """
 
     def __init__(self, config: RewardsConfig) -> None:
@@ -33,6 +36,7 @@ class RewardScorer:
         self.parts: dict[str, RewardConfig] = {}
         self.callables: dict[str, RewardFunction] = {}
         self.limits_s: dict[str, float] = {}
+        self.models: dict[str, ModelScores] = {}
         for function in config.functions:
             name = function.type
             if isinstance(function, CallableConfig):
@@ -41,6 +45,8 @@ class RewardScorer:
             self.parts[name] = function
             if isinstance(function, CallableConfig):
                 self.callables[name], self.limits_s[name] = load_function(function.path), function.timeout_s
+            if isinstance(function, RewardModelConfig):
+                self.models[name] = ModelScores(function)
         graded = any(isinstance(f, CorrectnessConfig) for f in config.functions)
         self.pool = GraderPool(config.pool.workers, config.pool.timeout_s) if graded else None
 
@@ -70,6 +76,7 @@ class RewardScorer:
         if self.pool is not None:
             verdicts = list(self.pool.map([grading_task(s.prompt, s.text) for s in samples]))
         called, failures = self._call_user_functions(samples)
+        called |= {name: list(model.score(samples)) for name, model in self.models.items()}
         parts = {
             name: called[name]
             if name in called
