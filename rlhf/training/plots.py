@@ -68,6 +68,16 @@ CHARTS = (
           "the whole model.", {"capo/batch_kl": "predicted", "capo/kl_measured": "measured"}),
     Chart("Curvature", "Do predictions rank tokens as they moved?", "Spearman's correlation of m_F with the measured "
           "shift.", {"capo/predicted_measured_spearman": "correlation"}, reference=0.0),
+    Chart("Preferences", "Pairs ordered right", "Share of the step's pairs whose chosen completion has the higher "
+          "implicit reward, before the update.", {"rewards/accuracies": "pairs"}, share=True),
+    Chart("Preferences", "Implicit rewards", "beta times the log-ratio to the reference, mean over pairs.",
+          {"rewards/chosen": "chosen", "rewards/rejected": "rejected", "rewards/margins": "margin"}, reference=0.0),
+    Chart("Preferences", "Log-probs of the pairs", "Summed over a completion, in nats. Both falling is likelihood "
+          "displacement.", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
+    Chart("Preferences", "Calibration completions", "Mean log-ratio to the reference: optimism lowers it, pessimism "
+          "raises it.", {"value/cal_logratio": "log-ratio"}, reference=0.0),
+    Chart("Preferences", "Parts of the loss", "The pairs' loss, and the value term sign x alpha x beta x log-ratio.",
+          {"loss/preference": "pairs", "loss/value": "value"}),
     Chart("Optimisation", "Gradient norm", "Before clipping.", {"gradient/norm": "norm"}),
     Chart("Optimisation", "Learning rate", "At the last optimizer step of each step.", {"optimizer/lr": "rate"},
           smooth=False),

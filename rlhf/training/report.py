@@ -30,6 +30,8 @@ KEY_SETTINGS = {
     "checkpoint": "model.path", "compute precision": "model.dtype", "LoRA": "model.lora", "prompts": "data.type",
     "dataset": "data.path", "level": "data.level", "algorithm": "algorithm.type", "preset": "algorithm.preset",
     "advantage": "algorithm.advantage", "loss": "algorithm.loss", "KL coefficient": "algorithm.kl.coefficient",
+    "mode": "algorithm.mode", "beta": "algorithm.beta", "alpha": "algorithm.alpha", "calibration":
+    "algorithm.calibration",
     "optimizer": "optimizer.type", "peak learning rate": "optimizer.lr", "schedule": "schedule.type",
     "steps": "batch.steps", "prompts per step": "batch.prompts_per_step",
     "completions per prompt": "sampling.samples_per_prompt", "longest completion": "sampling.max_tokens",
