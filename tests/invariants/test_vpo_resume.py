@@ -1,5 +1,5 @@
-"""Preference runs that are killed and resumed equal uninterrupted ones, to the bit: offline on a dataset, and online with
-a replay, a reference that moves, and completions of the reference."""
+"""Preference runs that are killed and resumed equal uninterrupted ones, to the bit: offline on a dataset, and online
+with a replay, a reference that moves, and completions of the reference."""
 
 import hashlib
 import json

@@ -83,7 +83,8 @@ def test_loss_and_gradient(setup):
 def test_messages_end_where_a_model_stops(setup):
     _, samples, trainer = setup(CHATS)
     batch = next(iter(trainer.get_train_dataloader()))
-    theirs = {tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["input_ids"], batch["completion_mask"])}
+    rows = zip(batch["input_ids"], batch["completion_mask"].bool(), strict=True)
+    theirs = {tuple(ids[mask].tolist()) for ids, mask in rows}
     (line_break,) = trainer.processing_class("\n", add_special_tokens=False)["input_ids"]
     # TRL learns the template's line break after the end of the turn, which no model is asked for
     assert theirs == {(*sample.completion_ids, line_break) for sample in samples}
