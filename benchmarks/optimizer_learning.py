@@ -20,12 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from peers import table
+from peers import comparison, table
 from peers.learning_runs import Outcome, grpo_outcome, sft_outcome
 from peers.recipe_runs import ROOT
 
@@ -83,7 +81,8 @@ def main() -> None:
     print(report)
     if arguments.out is not None:
         curves = arguments.out.with_suffix(".png")
-        draw(found, curves)
+        lines = {name: [outcome.curve for outcome in outcomes] for name, outcomes in found.items()}
+        comparison.draw(lines, next(iter(found.values()))[0].curve_label, curves)
         picture = f"![Loss or reward over steps]({curves.name})"
         text = f"{report}\n{picture}\n\n{table.machine_text(table.machine())}\n"
         arguments.out.write_text(text, encoding="utf-8")
@@ -148,9 +147,9 @@ def lay_out(
         rates = ", ".join(f"{outcome.optimizer['lr']:g}: {outcome.to_minimise:.3f}" for outcome in tuned[name])
         difference, verdict = "", ""
         if name != "adamw" and "adamw" in found:
-            gap, low, high = welch(values, [outcome.to_minimise for outcome in found["adamw"]])
+            gap, low, high = comparison.welch(values, [outcome.to_minimise for outcome in found["adamw"]])
             difference = f"{gap:+.4f} [{low:+.4f}, {high:+.4f}]"
-            verdict = "better" if high < 0 else "worse" if low > 0 else "within seed noise"
+            verdict = comparison.verdict(low, high)
         lines.append([
             name, f"{outcomes[0].optimizer['lr']:g} ({rates})",
             f"{statistics.mean(values):.4f} ({statistics.stdev(values):.4f})", difference,
@@ -165,43 +164,6 @@ def lay_out(
     if arguments.workers > 1:
         about += f" {arguments.workers} runs at a time: seconds say little."
     return "\n\n".join([title, about, table.markdown(header, lines)]) + "\n"
-
-
-def welch(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
-    """(difference of the means, its 95 % interval) of two samples with variances of their own."""
-    result = stats.ttest_ind(values, others, equal_var=False)
-    interval = result.confidence_interval(0.95)
-    return statistics.mean(values) - statistics.mean(others), float(interval.low), float(interval.high)
-
-
-def draw(found: Mapping[str, Sequence[Outcome]], path: Path) -> None:
-    """Curves over steps: the mean over seeds, and their range."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, outcomes in found.items():
-        curves = [smooth(outcome.curve) for outcome in outcomes]
-        steps = range(1, len(curves[0]) + 1)
-        (line,) = axes.plot(steps, [statistics.mean(at) for at in zip(*curves, strict=True)], label=name)
-        lows, highs = zip(*((min(at), max(at)) for at in zip(*curves, strict=True)), strict=True)
-        axes.fill_between(steps, lows, highs, color=line.get_color(), alpha=0.15, linewidth=0)
-    outcome = next(iter(found.values()))[0]
-    axes.set(xlabel="step", ylabel=outcome.curve_label)
-    if min(outcome.curve) > 0:
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=110)
-
-
-def smooth(curve: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Running mean; the first values have less behind them."""
-    smoothed, total, norm = [], 0.0, 0.0
-    for value in curve:
-        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
-        smoothed.append(total / norm)
-    return smoothed
 
 
 if __name__ == "__main__":

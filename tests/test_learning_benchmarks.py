@@ -1,0 +1,60 @@
+"""Benchmarks that compare how methods learn: what their columns mean, and that one runs from end to end."""
+
+# ruff: noqa: E402 - a benchmark is a script, and finds its neighbours in its own folder
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from capo_stability import VARIANTS, Course
+from peers.comparison import verdict, welch
+from preference_learning import exploration
+
+from tests.processes import output_of, start
+from tests.tiny_runs import save_tiny_model
+
+
+def test_the_difference_of_two_means_has_welch_s_interval():
+    gap, low, high = welch([1.0, 2.0, 3.0], [2.0, 4.0, 9.0])
+    assert gap == pytest.approx(-3)
+    # by hand: variances 1 and 13 over 3 each, 2.3059 degrees of freedom by Welch and Satterthwaite, t = 3.79943
+    assert (low + high) / 2 == pytest.approx(-3)
+    assert (high - low) / 2 == pytest.approx(3.79943 * (14 / 3) ** 0.5, rel=1e-5)
+    assert [verdict(*ends) for ends in ((-2, -1), (1, 2), (-1, 1))] == ["better", "worse", "within seed noise"]
+
+
+def test_exploration_is_of_the_last_steps_and_of_the_policy_s_own_completions():
+    def sample(step, prompt, index, outcome, extracted):
+        return {"step": step, "prompt_id": prompt, "index": index, "outcome": outcome, "extracted": extracted}
+
+    samples = [
+        sample(1, "a", 0, "right", "5"), sample(2, "a", 0, "right", "5"), sample(2, "a", 1, "wrong", "5"),
+        sample(2, "b", 0, "wrong", "7"), sample(2, "b", 1, "wrong", "8"), sample(2, "b", -1, "right", "9"),
+    ]  # fmt: skip
+    found = exploration(samples, after=1)
+    assert found == {"rollouts right, %": 25, "pass@8, %": 50, "unique answers, %": 75}
+
+
+def test_a_course_collapses_at_half_its_peak():
+    def course(*accuracy):
+        return Course(VARIANTS["grpo"], 0, list(range(0, 5 * len(accuracy), 5)), list(accuracy), 0, 1, None)
+
+    assert course(0.3, 0.8, 0.4).has_collapsed and not course(0.3, 0.8, 0.41).has_collapsed
+    assert course(0.3, 0.6, 0.8).completions_to(0.6) == 5 * 64 and course(0.3, 0.6).completions_to(0.7) is None
+
+
+@pytest.mark.slow
+def test_the_optimizers_comparison_runs(tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    out = tmp_path / "table.md"
+    output_of(start(
+        ROOT / "benchmarks" / "optimizer_learning.py", "--quick", "--optimizers", "adamw", "frugal", "--model", model,
+        "--folder", tmp_path / "runs", "--out", out,
+    ))  # fmt: skip
+    text = out.read_text()
+    assert "| adamw " in text and "| frugal " in text and out.with_suffix(".png").exists()
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 6
