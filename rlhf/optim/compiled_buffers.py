@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rlhf.optim.buffers import Buffer, Quantized, StochasticallyRounded
+from rlhf.optim.direct_call import standalone
 from rlhf.optim.hashing import stretch_bits
-from rlhf.optim.kernels import standalone
 from rlhf.optim.noise import Noise
 from rlhf.optim.quantization import BLOCK, DROPPED, block_offsets
 from rlhf.optim.rounding import LARGEST_BFLOAT16, UPPER

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.optim.direct_call import DirectCall
 from rlhf.optim.rules import Numbers, Rule
 
 TENSORS = 8
-"""Tensors that share the call of a kernel, which costs some 50 microseconds; more make compiling longer."""
+"""Tensors that share the call of a kernel; more make compiling longer."""
 
 Operands = tuple[Tensor, Tensor, Sequence[Tensor]]
 """Parameter, gradient and moments: flat, of one length and dtype."""
@@ -26,7 +27,7 @@ def update_compiled(rule: Rule, operands: Sequence[Operands], numbers: Numbers) 
     by_kind: dict[tuple[int, torch.dtype], dict[int, list[list[Tensor]]]] = {}
     for param, grad, moments in operands:
         of_size = by_kind.setdefault((len(moments), param.dtype), {}).setdefault(param.numel(), [])
-        of_size.append(list(map(standalone, (param, grad, *moments))))
+        of_size.append([param, grad, *moments])
     for (moments, dtype), by_size in by_kind.items():
         numbers_K = torch.tensor(list(values.values()), dtype=dtype)
         device = operands[0][0].device
@@ -84,19 +85,8 @@ def _compile(
     # torch counts compilations by code object, and refuses more than eight of one: each kernel has its own
     name = f"update_{tensors}"
     own = types.FunctionType(update.__code__.replace(co_name=name), globals(), name, None, update.__closure__)
-    kernel = torch.compile(own, fullgraph=True, dynamic=True)
     # sizes that are equal in the first call are taken to be equal in all, and those that are not are not. None of them
     # is to be that of the numbers
     sizes = [1000 + (0 if is_one_size else index) for index in range(tensors)]
     samples = [torch.zeros(size, dtype=dtype, device=device) for size in sizes for _ in range(moments + 2)]
-    kernel(torch.ones(len(names), dtype=dtype), *samples)
-    return kernel
-
-
-def standalone(view: Tensor) -> Tensor:
-    """The same memory as a tensor that begins at its storage's beginning. A kernel would be compiled anew for whether a
-    view begins at 0, and for whether views begin at the same place."""
-    values = view.detach() if view.requires_grad else view
-    if values.storage_offset() == 0:
-        return values
-    return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(values))
+    return DirectCall(own, [torch.ones(len(names), dtype=dtype), *samples])
