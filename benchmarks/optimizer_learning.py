@@ -82,7 +82,8 @@ def main() -> None:
     if arguments.out is not None:
         curves = arguments.out.with_suffix(".png")
         lines = {name: [outcome.curve for outcome in outcomes] for name, outcomes in found.items()}
-        comparison.draw(lines, next(iter(found.values()))[0].curve_label, curves)
+        label = next(iter(found.values()))[0].curve_label
+        comparison.draw(lines, label, curves, is_logarithmic=arguments.task == "sft")
         picture = f"![Loss or reward over steps]({curves.name})"
         text = f"{report}\n{picture}\n\n{table.machine_text(table.machine())}\n"
         arguments.out.write_text(text, encoding="utf-8")

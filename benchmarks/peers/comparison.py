@@ -20,7 +20,9 @@ def verdict(low: float, high: float) -> str:
     return "better" if high < 0 else "worse" if low > 0 else "within seed noise"
 
 
-def draw(curves: Mapping[str, Sequence[Sequence[float]]], label: str, path: Path) -> None:
+def draw(
+    curves: Mapping[str, Sequence[Sequence[float]]], label: str, path: Path, *, is_logarithmic: bool = False
+) -> None:
     """Running means over steps: by name one curve a seed; their mean is the line, their range the band."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -33,7 +35,7 @@ def draw(curves: Mapping[str, Sequence[Sequence[float]]], label: str, path: Path
         lows, highs = zip(*((min(at), max(at)) for at in zip(*smoothed, strict=True)), strict=True)
         axes.fill_between(steps, lows, highs, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel="step", ylabel=label)
-    if all(value > 0 for of_seeds in curves.values() for curve in of_seeds for value in curve):
+    if is_logarithmic:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend()
