@@ -24,6 +24,9 @@ class RewardModelTrainingConfig(StageConfig):
 
     data: Annotated[ArithmeticConfig | PreferencesConfig, Field(discriminator="type")]
     evaluation: PairEvaluationConfig = PairEvaluationConfig()
+    head_lr: float | None = Field(1e-3, gt=0)
+    """Peak learning rate of the head, which starts from noise and needs longer steps than the backbone. None: that of
+    the optimizer."""
     center_rewards: float | None = Field(None, gt=0)
     """Weight of the squared mean score of a pair, which keeps scores around 0 (arXiv 2312.09244, eq. 2); 0.01 is usual.
     """

@@ -1,7 +1,8 @@
 """Preference pairs of generated sums: the right answer against a wrong one that only computing tells apart.
 
-Wrong answers are slips that people and small models make. Both answers are worded as models word them, each by a draw
-of its own: wording says nothing about which is right.
+Wrong answers are slips that people and small models make. Both answers are worded as models word them, in half of the
+pairs alike, in the others each by a draw of its own: wording says nothing about which is right, and no wording scores
+above another.
 """
 
 import re
@@ -11,8 +12,8 @@ from rlhf.data.generated import Draws, Problem
 
 # as often as they are listed; the first is what the question asks for
 WORDINGS = (
-    *["{answer}"] * 4, "{answer}.", *["The answer is {answer}."] * 2, "The answer is {answer}",
-    *["{expression} = {answer}"] * 2, "{expression} = {answer}.", "The result of {expression} is {answer}.",
+    *["{answer}"] * 6, "{answer}.", *["The answer is {answer}."] * 2, *["{expression} = {answer}"] * 2,
+    "The result of {expression} is {answer}.",
 )  # fmt: skip
 EXPRESSION = re.compile(r"What is (-?\d+(?: [-+*] \d+)+)\?")
 
@@ -29,10 +30,14 @@ def pair_fields(problem: Problem, draws: Draws) -> Mapping[str, str]:
     slips = wrong_answers(expression, gold)
     names = sorted(slips)
     wrong = slips[names[draws.below(len(names))]]
-    chosen, rejected = (
-        WORDINGS[draws.below(len(WORDINGS))].format(answer=answer, expression=expression) for answer in (gold, wrong)
-    )
-    return {"prompt": problem.question, "chosen": chosen, "rejected": rejected}
+    one, other = (WORDINGS[draws.below(len(WORDINGS))] for _ in range(2))
+    if draws.below(2):
+        other = one
+    return {
+        "prompt": problem.question,
+        "chosen": one.format(answer=gold, expression=expression),
+        "rejected": other.format(answer=wrong, expression=expression),
+    }
 
 
 def wrong_answers(expression: str, gold: int) -> dict[str, int]:

@@ -2,15 +2,17 @@
 
 import copy
 import json
+import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -68,7 +70,9 @@ def run(config: RewardModelTrainingConfig) -> Path:
     trainer = _Trainer(
         model, arguments, train_dataset=Dataset.from_list(rows).select(ordered(len(rows), config)),
         processing_class=with_other_pad(tokenizer, rows), callbacks=[Recorder(folder, config.training.steps)],
-        optimizer_cls_and_kwargs=(SectionOptimizer, {"section": config.optimizer, "seed": config.run.seed}),
+        optimizer_cls_and_kwargs=(SectionOptimizer, {
+            "section": config.optimizer, "seed": config.run.seed, "overrides": head_overrides(model, config.head_lr),
+        }),
     )  # fmt: skip
     trainer.schedule = config.schedule
     quieten(trainer)
@@ -94,12 +98,14 @@ def load_classifier(config: RewardModelTrainingConfig) -> nn.Module:
     path = resolve_model_path(config.model.path)
     source = dict(revision=config.model.revision, trust_remote_code=config.model.trust_remote_code)
     model_config = AutoConfig.from_pretrained(path, num_labels=1, **source)
+    transformers.logging.set_verbosity_error()  # its report of new weights: ours is below
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)  # for the head
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, config=model_config, dtype=training_dtype(config), output_loading_info=True,
             attn_implementation=standard_attention(model_config), **source,
         )  # fmt: skip
+        transformers.logging.set_verbosity_warning()
         new = {name for name in report["missing_keys"] if not _is_head(name, model)}
         if new:
             raise RewardModelError(
@@ -110,12 +116,23 @@ def load_classifier(config: RewardModelTrainingConfig) -> nn.Module:
         lora = config.model.lora
         if lora is None:
             return model
-        head = [name for name, layer in model.named_children() if layer is not model.base_model]
+        head = head_names(model)
         targets = lora.target_modules
         return get_peft_model(model, PeftLoraConfig(
             task_type="SEQ_CLS", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, modules_to_save=head,
             target_modules=targets if isinstance(targets, str) else list(targets),
         ))  # fmt: skip
+
+
+def head_names(model: PreTrainedModel) -> list[str]:
+    """Layers beside the backbone."""
+    return [name for name, layer in model.named_children() if layer is not model.base_model]
+
+
+def head_overrides(model: nn.Module, lr: float | None) -> dict[str, dict[str, float]]:
+    """Group keys for the head, by a regular expression of its parameters' names."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return {} if lr is None else {rf"(^|\.){re.escape(name)}\.": {"lr": lr} for name in head_names(inner)}
 
 
 def _is_head(name: str, model: PreTrainedModel) -> bool:

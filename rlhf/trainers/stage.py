@@ -29,6 +29,7 @@ from rlhf.config.sources import ConfigError
 from rlhf.config.stage import StageConfig
 from rlhf.data.order import PromptOrder
 from rlhf.data.seeds import derive_seed
+from rlhf.optim.parameter_groups import Overrides
 from rlhf.training.checkpoint import CheckpointError, config_differences
 from rlhf.training.environment import describe_environment
 from rlhf.training.launch_checks import check_launch
@@ -47,9 +48,11 @@ class NonFiniteLoss(FloatingPointError):
 class SectionOptimizer:
     """Makes the optimizer of a configuration; what `optimizer_cls_and_kwargs` calls a factory."""
 
-    def __call__(self, model: nn.Module, section: OptimizerConfig, seed: int) -> torch.optim.Optimizer:
+    def __call__(
+        self, model: nn.Module, section: OptimizerConfig, seed: int, overrides: Overrides | None = None
+    ) -> torch.optim.Optimizer:
         trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        return build_optimizer(section, model, trainable, seed, is_guarded=False)
+        return build_optimizer(section, model, trainable, seed, is_guarded=False, overrides=overrides)
 
 
 class OurSchedule:

@@ -19,7 +19,7 @@ from rlhf.config.optimizer import (
 )
 from rlhf.optim import AdaBelief, AuON, Frugal
 from rlhf.optim.muon import MatrixMomentum
-from rlhf.optim.parameter_groups import named_groups, parameter_roles
+from rlhf.optim.parameter_groups import Overrides, named_groups, parameter_roles
 
 NOT_SETTINGS = {"type", "preset", "library"}
 """Fields of a section that are no arguments of an optimizer."""
@@ -35,16 +35,18 @@ def keeps_master_copies(config: OptimizerConfig) -> bool:
 
 def build_optimizer(
     config: OptimizerConfig, model: nn.Module, named_parameters: Mapping[str, nn.Parameter], seed: int = 0,
-    *, is_guarded: bool = True,
+    *, is_guarded: bool = True, overrides: Overrides | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer over `named_parameters`: the trainable parameters of `model`, or master copies under their names.
 
     Vectors (norms, biases) are not decayed. `is_guarded`: no step is asked for where a gradient is not finite; if not,
-    our optimizers look for themselves. Raises ModuleNotFoundError where `adamw_8bit` finds no library for it.
+    our optimizers look for themselves. `overrides`: see `named_groups`.
+    Raises ModuleNotFoundError where `adamw_8bit` finds no library for it.
     """
     method = "adamw" if config.type == "adamw_8bit" else config.type
     groups = named_groups(
-        named_parameters, parameter_roles(model, optimizer=method), weight_decay=config.weight_decay
+        named_parameters, parameter_roles(model, optimizer=method), weight_decay=config.weight_decay,
+        overrides=overrides,
     )
     settings: dict[str, Any] = config.model_dump(exclude=NOT_SETTINGS | {"weight_decay"})
     guarded = GUARDED if is_guarded else {}

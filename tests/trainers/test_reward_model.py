@@ -14,6 +14,7 @@ from rlhf.data.types import Prompt, Sample
 from rlhf.models.reward_model import RewardModel, RewardModelError
 from rlhf.rewards import RewardScorer
 from rlhf.trainers import reward_model
+from rlhf.trainers.stage import SectionOptimizer
 from rlhf.training.statistics import wilson_interval
 from tests.models.test_reward_model import ENDS_IN_PAD
 from tests.processes import ROOT, output_of, start
@@ -178,3 +179,17 @@ def test_the_stages_follow_each_other_as_programs(model_path, tmp_path):
         RewardsConfig(functions=[{"type": "reward_model", "path": str(tmp_path / "rm/model"), "dtype": "float32"}])
     ) as scorer:
         assert scorer.score([sample(0, "19")])[0].reward == pytest.approx(score, abs=1e-5)
+
+
+def test_the_head_has_a_learning_rate_of_its_own(model_path, tmp_path):
+    for lora in (None, {"rank": 4}):
+        model = {"path": model_path, "dtype": "float32", "lora": lora}
+        config = tiny_reward_model(model_path, tmp_path, model=model, head_lr=0.5)
+        classifier = reward_model.load_classifier(config)
+        overrides = reward_model.head_overrides(classifier, config.head_lr)
+        optimizer = SectionOptimizer()(classifier, section=config.optimizer, seed=0, overrides=overrides)
+        rates = {
+            name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]
+        }  # fmt: skip
+        assert {name for name, lr in rates.items() if lr == 0.5} == {name for name in rates if "score" in name}
+        assert {lr for name, lr in rates.items() if "score" not in name} == {1e-2} and len(rates) > 10
