@@ -23,7 +23,8 @@ def capo_config(model: str, preset: str, budget: int, **curvature: Any) -> CAPOC
 def capo_step(
     model: str, folder: Path, preset: str, budget: int, share: slice = ALL, steps: int = 2, **curvature: Any
 ) -> tuple[torch.Tensor, torch.Tensor, CurvatureMasked]:
-    """(flat gradient of the masters, accepted mask in the order of the micro-batches' tokens, the algorithm)."""
+    """(flat gradient of the masters, ids of the accepted tokens in ascending order, the algorithm). Ids are drawn from
+    tens of thousands, so two masks with the same ids are the same mask."""
     config = capo_config(model, preset, budget, **curvature)
     learner = make_learner(config, folder)
     algorithm = CurvatureMasked(config.algorithm, 4)
@@ -37,5 +38,9 @@ def capo_step(
     learner.optimizer.step = step
     for number in range(1, steps + 1):
         learner.update(algorithm.prepare(make_samples()[share], learner), algorithm, number)
-    accepted = torch.cat(algorithm.step.accepted) if algorithm.step.accepted else torch.empty(0, dtype=torch.bool)
-    return caught[-1], accepted, algorithm
+    taken = [ids[mask] for ids, mask in zip(algorithm.step.token_ids, algorithm.step.accepted, strict=True)]
+    return caught[-1], torch.cat(taken).sort().values if taken else torch.empty(0, dtype=torch.long), algorithm
+
+
+def accepted_share(algorithm: CurvatureMasked) -> float:
+    return float(torch.cat(algorithm.step.accepted).float().mean())
