@@ -23,10 +23,11 @@ from rlhf.algorithms.token_fields import TokenFields
 from rlhf.algorithms.trust_region import Rule, TrustRegion, accept, calibrate
 from rlhf.config.capo import CurvatureMaskedConfig
 from rlhf.trainers.grpo import PolicyGradient
+from rlhf.training.algorithm import StepVerdict
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collectives import gather_lists, sum_numbers
 from rlhf.training.head_moments import HeadMoments, head_moments
-from rlhf.training.learner import Learner, StepVerdict
+from rlhf.training.learner import Learner
 from rlhf.training.screening import ScreenedStep, region_metrics, step_metrics
 from rlhf.training.token_tally import TokenTally
 

@@ -10,9 +10,10 @@ from rlhf.algorithms.mismatch import mismatch_weight
 from rlhf.algorithms.token_fields import TokenFields
 from rlhf.config.algorithm import PolicyGradientConfig
 from rlhf.data.types import Sample
+from rlhf.training.algorithm import Objective
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collectives import sum_numbers
-from rlhf.training.learner import Learner, Objective
+from rlhf.training.learner import Learner
 
 
 class PolicyGradient:

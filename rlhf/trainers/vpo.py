@@ -21,10 +21,11 @@ from rlhf.data.sample_json import sample_from_json, sample_to_json
 from rlhf.data.seeds import derive_seed
 from rlhf.data.types import Sample
 from rlhf.trainers.vpo_step import Completions, Pair, preference_step
+from rlhf.training.algorithm import Objective, Weighed
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collectives import gather_lists, sum_numbers
 from rlhf.training.guards import TrainingStopped
-from rlhf.training.learner import Learner, Objective, Weighed
+from rlhf.training.learner import Learner
 from rlhf.training.reference_table import ReferenceTable
 
 Group = list[Sample]

@@ -16,7 +16,8 @@ from rlhf.training.collectives import gather_lists, sum_numbers
 from rlhf.training.run_folder import plain, sample_record, write_atomically
 
 if TYPE_CHECKING:
-    from rlhf.training.learner import Algorithm, Learner
+    from rlhf.training.algorithm import Algorithm
+    from rlhf.training.learner import Learner
 
 
 class TrainingStopped(RuntimeError):

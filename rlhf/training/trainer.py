@@ -6,10 +6,11 @@ from typing import Protocol
 from rlhf.config.recipe import RecipeConfig
 from rlhf.data.types import Sample
 from rlhf.rollouts.engine import Engine
+from rlhf.training.algorithm import Algorithm
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collecting import Collector
 from rlhf.training.evaluation import Evaluator
-from rlhf.training.learner import Algorithm, Learner
+from rlhf.training.learner import Learner
 from rlhf.training.recorder import Recorder
 from rlhf.training.stopping import StopRequest
 from rlhf.training.weight_sync import sync_weights
