@@ -1,4 +1,4 @@
-"""What the learner asks of an algorithm: a loss of tokens, a look at what enters the LM head, weights of completions."""
+"""What the learner asks of an algorithm: a loss of tokens, a look at the LM head's input, weights of completions."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
