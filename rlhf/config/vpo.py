@@ -124,6 +124,11 @@ class PreferenceConfig(Section):
 
 def _contradictions(algorithm: PreferenceConfig) -> list[str]:
     problems = []
+    if algorithm.preset in ("dpo", "ipo") and algorithm.alpha:
+        problems.append(
+            f"preset = {algorithm.preset} has no value term, and alpha = {algorithm.alpha:g} is given: set alpha to 0, or "
+            "preset to vpo"
+        )
     if algorithm.loss_type == "ipo" and (algorithm.labels != "hard" or algorithm.label_smoothing):
         problems.append("loss_type ipo takes hard labels: its optimum is finite already; use sigmoid for soft labels")
     if algorithm.labels != "hard" and algorithm.label_smoothing:

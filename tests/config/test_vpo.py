@@ -57,6 +57,7 @@ def test_round_trip(load, tmp_path):
         (OFFLINE, ["--algorithm.labels", "soft_bt"], "labels = soft_bt needs rewards"),
         (OFFLINE, ["--algorithm.replay", "all"], "replay = all is for mode online"),
         (OFFLINE, ["--evaluation.prompts", "10"], "evaluation.data"),
+        (ONLINE, ["--algorithm.preset", "dpo", "--algorithm.alpha", "1e-3"], "set alpha to 0, or preset to vpo"),
         (ONLINE, ["--algorithm.beta", "0"], "algorithm.beta"),
         (ONLINE, ["--algorithm.alpha", "-1"], "algorithm.alpha"),
         (ONLINE, ["--algorithm.sign", "0"], "algorithm.sign"),
