@@ -126,8 +126,8 @@ def _contradictions(algorithm: PreferenceConfig) -> list[str]:
     problems = []
     if algorithm.preset in ("dpo", "ipo") and algorithm.alpha:
         problems.append(
-            f"preset = {algorithm.preset} has no value term, and alpha = {algorithm.alpha:g} is given: set alpha to 0, or "
-            "preset to vpo"
+            f"preset = {algorithm.preset} has no value term, and alpha = {algorithm.alpha:g} is given: set alpha to 0, "
+            "or preset to vpo"
         )
     if algorithm.loss_type == "ipo" and (algorithm.labels != "hard" or algorithm.label_smoothing):
         problems.append("loss_type ipo takes hard labels: its optimum is finite already; use sigmoid for soft labels")
