@@ -49,7 +49,7 @@ METHODS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 """By name the recipe and what is changed in the demo's configuration. With its default alpha the value term has a
 hundredth of the pairs' gradient; strong, about as much of it."""
 CONFIGS = {"offline": "demo_offline", "online": "demo_online"}
-STEPS = {"offline": 40, "online": 16}
+STEPS = {"offline": 30, "online": 16}
 RATES = {"offline": 1e-5, "online": 3e-5}
 BASELINE = "dpo"
 

@@ -10,7 +10,8 @@ from rlhf.data.preference_source import load_preferences
 from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.models.packing import TrainingSequence, micro_batches, pack
 
-LONGEST, TOKENS_PER_BATCH = 24, 2048
+LONGEST, TOKENS_PER_BATCH = 32, 2048
+"""Completions that were cut off at 24 tokens get an end of turn, and may have other tokens than they were drawn as."""
 
 
 def judge_pairs(model: str, reference: str, pairs: Path, beta: float) -> dict[str, float]:

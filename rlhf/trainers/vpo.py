@@ -23,7 +23,7 @@ from rlhf.data.types import Sample
 from rlhf.trainers.vpo_step import Completions, Pair, preference_step
 from rlhf.training.algorithm import Objective, Weighed
 from rlhf.training.batch import TrainingSample
-from rlhf.training.collectives import gather_lists, sum_numbers
+from rlhf.training.collectives import gather_lists, rank_of_world, sum_numbers
 from rlhf.training.guards import TrainingStopped
 from rlhf.training.learner import Learner
 from rlhf.training.reference_table import ReferenceTable
@@ -129,7 +129,9 @@ class ValueIncentivised:
         older = self.replayed if self.config.replay != "latest" else []
         return {"replayed": [gather_lists([[sample_to_json(s) for s in group] for group in step]) for step in older]}
 
-    def load_state_dict(self, state: dict[str, Any], rank: int = 0, world_size: int = 1) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Each rank takes its share: as many ranks as have saved keep their own groups."""
+        rank, world_size = rank_of_world()
         steps = [[[sample_from_json(s) for s in group] for group in step] for step in state["replayed"]]
         self.replayed = [step[rank * len(step) // world_size : (rank + 1) * len(step) // world_size] for step in steps]
 

@@ -13,6 +13,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def rank_of_world() -> tuple[int, int]:
+    """(this process's rank, number of ranks)."""
+    return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+
+
 def sum_numbers(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
     """Sum by name over ranks, in float64. Every rank must give the same names."""
     names = sorted(values)

@@ -8,15 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlhf.config.loading import to_yaml
 from rlhf.config.vpo import VPOConfig
 from rlhf.training.checkpoint import list_checkpoints
 from rlhf.training.metrics import deterministic
-from tests.processes import ROOT, output_of, start
+from tests.processes import ROOT, output_of, run_on_two_ranks, start
 from tests.tiny_runs import save_tiny_model, tiny_config
 
 STEPS = 6
+BATCH = {"steps": STEPS, "prompts_per_step": 4, "minibatches": 2, "epochs": 2, "tokens_per_micro_batch": 128}
 RECIPE = (ROOT / "recipes" / "vpo.py", "--config")
 OFFLINE = {"preset": "vpo", "mode": "offline"}
 ONLINE = {
@@ -29,7 +31,7 @@ def write_config(folder: Path, model: str, name: str, algorithm: dict) -> Path:
     plain = tiny_config(
         model,
         run={"folder": str(folder), "name": name},
-        batch={"steps": STEPS, "prompts_per_step": 4, "minibatches": 2, "epochs": 2, "tokens_per_micro_batch": 128},
+        batch=BATCH,
     ).model_dump()
     if algorithm.get("mode") == "offline":
         pairs = folder / "pairs.jsonl"
@@ -71,6 +73,22 @@ def test_killed_and_resumed_equals_straight(tmp_path, model, algorithm):
     assert len((run / "metrics.jsonl").read_text().splitlines()) < STEPS, output
     assert "resuming" in output_of(start(*RECIPE, config_file))
     assert read(run) == straight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", [OFFLINE, ONLINE], ids=["offline", "online"])
+def test_two_ranks_stop_and_go_on_to_the_same_weights(tmp_path, model, algorithm):
+    files = [write_config(tmp_path, model, name, algorithm) for name in ("straight", "stopped")]
+    run_on_two_ranks(RECIPE[0], *RECIPE[1:], files[0])
+    # FREE_SETTINGS of checkpoints let the number of steps grow: the first half is a run of its own
+    half = VPOConfig.model_validate(yaml.safe_load(files[1].read_text()) | {"batch": BATCH | {"steps": STEPS // 2}})
+    part = tmp_path / "half.yaml"
+    part.write_text(to_yaml(half))
+    run_on_two_ranks(RECIPE[0], *RECIPE[1:], part)
+    run_on_two_ranks(RECIPE[0], *RECIPE[1:], files[1])
+    straight, stopped = read(tmp_path / "straight"), read(tmp_path / "stopped")
+    assert len(straight[0]) == STEPS and all(line["pairs/count"] > 0 for line in straight[0])
+    assert stopped == straight
 
 
 @pytest.mark.slow
