@@ -76,7 +76,7 @@ def test_killed_and_resumed_equals_straight(tmp_path, model, algorithm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", [OFFLINE, ONLINE], ids=["offline", "online"])
+@pytest.mark.parametrize("algorithm", [OFFLINE | {"reference_logps": "live"}, ONLINE], ids=["offline", "online"])
 def test_two_ranks_stop_and_go_on_to_the_same_weights(tmp_path, model, algorithm):
     files = [write_config(tmp_path, model, name, algorithm) for name in ("straight", "stopped")]
     run_on_two_ranks(RECIPE[0], *RECIPE[1:], files[0])
