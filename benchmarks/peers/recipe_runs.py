@@ -1,6 +1,7 @@
 """Runs of our recipes as processes of their own, kept in folders: a run that is finished is read, not repeated."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ ENVIRONMENT = {
 def finished_run(recipe: str, config: Path, folder: Path, name: str, settings: Mapping[str, Any]) -> RunFolder:
     """The folder of `recipes/<recipe>.py` run to its end with `settings` over those of `config`.
 
-    It has as many threads as this process; its output is in `<name>.log` beside it. Raises
+    Its checkpoints are removed. It has as many threads as this process; its output is in `<name>.log` beside it. Raises
     subprocess.CalledProcessError where the run fails.
     """
     run = RunFolder(folder / name)
@@ -36,4 +37,6 @@ def finished_run(recipe: str, config: Path, folder: Path, name: str, settings: M
     with (folder / f"{name}.log").open("w") as output:
         environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         subprocess.run(command, env=environment, stdout=output, stderr=output, check=True)
+    # a finished run is not resumed, and its optimizer state is the most of a disk that many runs fill
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return run
