@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf.config.vpo import PairsConfig
 from rlhf.data.seeds import derive_seed
 from rlhf.data.types import Sample
 
@@ -88,6 +89,14 @@ def build_pairs(
     if not found:
         dropped["no_pair"] += 1
     return PairedGroup([Pair(chosen, rejected, 1 / len(found)) for chosen, rejected in found], dropped)
+
+
+def configured_pairs(group: Sequence[Sample], config: PairsConfig, *, seed: int, iteration: int = 0) -> PairedGroup:
+    """`build_pairs` as a configuration says."""
+    return build_pairs(
+        group, config.strategy, seed=seed, iteration=iteration, max_pairs=config.max_per_prompt,
+        keep_truncated=config.keep_truncated, max_length_difference=config.max_length_difference,
+    )  # fmt: skip
 
 
 def _usable(group: Sequence[Sample], dropped: Counter[str]) -> list[Sample]:

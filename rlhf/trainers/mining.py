@@ -11,7 +11,7 @@ from rich.progress import track
 from rlhf.config.loading import to_yaml
 from rlhf.config.mining import MiningConfig
 from rlhf.data.order import PromptStream
-from rlhf.data.pairs import Pair, build_pairs
+from rlhf.data.pairs import Pair, configured_pairs
 from rlhf.data.seeds import derive_seed
 from rlhf.data.sources import load_prompts
 from rlhf.data.types import Sample
@@ -74,11 +74,7 @@ def _batch(samples: list[Sample], config: MiningConfig) -> dict[str, Any]:
     """The lines of a batch, and counts."""
     size, lines, counts = config.sampling.samples_per_prompt, [], Counter[str]()
     for start in range(0, len(samples), size):
-        made = build_pairs(
-            samples[start : start + size], config.pairs.strategy, seed=config.run.seed,
-            max_pairs=config.pairs.max_per_prompt, keep_truncated=config.pairs.keep_truncated,
-            max_length_difference=config.pairs.max_length_difference,
-        )  # fmt: skip
+        made = configured_pairs(samples[start : start + size], config.pairs, seed=config.run.seed)
         # two completions that differ as tokens may be the same text
         kept = [pair for pair in made.pairs if pair.chosen.text.strip() and pair.rejected.text.strip()]
         rows = [row for row in map(pair_row, kept) if row["chosen"] != row["rejected"]]

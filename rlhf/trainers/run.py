@@ -26,7 +26,7 @@ from rlhf.data.types import Sample
 from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.rewards.scoring import RewardScorer
 from rlhf.rollouts.build import build_engine
-from rlhf.trainers.collectors import make_collector, reference_table
+from rlhf.trainers.build_collector import make_collector, reference_table
 from rlhf.trainers.grpo import PolicyGradient
 from rlhf.training.checkpoint import (
     Checkpoint,
@@ -121,7 +121,7 @@ def run(
             algorithm.load_state_dict(checkpoint.state["algorithm"])
     if engine is not None:
         sync_weights(policy.weights(), engine, version=step)
-    if is_offline and hasattr(algorithm, "table"):
+    if is_offline:
         algorithm.table = reference_table(config, stream, learner, folder.path / "reference_logps.safetensors", step)
     if accelerator.is_main_process:
         folder.truncate_after(step if checkpoint is not None else -1)

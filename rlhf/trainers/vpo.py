@@ -16,13 +16,13 @@ from rlhf.algorithms.policy_losses import importance_ratio
 from rlhf.algorithms.preference import check_direction
 from rlhf.algorithms.token_fields import TokenFields
 from rlhf.config.vpo import PreferenceConfig
-from rlhf.data.pairs import PairedGroup, build_pairs
+from rlhf.data.pairs import PairedGroup, configured_pairs
 from rlhf.data.sample_json import sample_from_json, sample_to_json
 from rlhf.data.seeds import derive_seed
 from rlhf.data.types import Sample
 from rlhf.trainers.vpo_step import Completions, Pair, preference_step
 from rlhf.training.algorithm import Objective, Weighed
-from rlhf.training.batch import TrainingSample
+from rlhf.training.batch import TrainingSample, group_by_prompt
 from rlhf.training.collectives import gather_lists, rank_of_world, sum_numbers
 from rlhf.training.guards import TrainingStopped
 from rlhf.training.learner import Learner
@@ -48,9 +48,10 @@ class ValueIncentivised:
     denominator = "token"
     elementwise = True
 
-    def __init__(self, config: PreferenceConfig, samples_per_prompt: int, table: ReferenceTable | None = None) -> None:
+    def __init__(self, config: PreferenceConfig, samples_per_prompt: int) -> None:
         check_direction(config.direction)
-        self.config, self.samples_per_prompt, self.table = config, samples_per_prompt, table
+        self.config, self.samples_per_prompt = config, samples_per_prompt
+        self.table: ReferenceTable | None = None
         self.replayed: list[list[Group]] = []
         self.members: dict[tuple[str, int], Membership] = {}
         self._is_told = False
@@ -82,13 +83,10 @@ class ValueIncentivised:
         """The samples with -dL / d log pi(y) as advantages."""
         used = [sample for sample in samples if sample.learned]
         places = {id(sample): place for place, sample in enumerate(used)}
-        groups: dict[tuple[str, int], list[TrainingSample]] = {}
-        for sample in samples:
-            groups.setdefault(sample.group, []).append(sample)
         pairs: list[Pair] = []
         calibration: list[tuple[int, int]] = []
-        for index, (key, group) in enumerate(groups.items()):
-            membership = self.members[key]
+        for index, group in enumerate(group_by_prompt(samples, self.samples_per_prompt)):
+            membership = self.members[group[0].group]
             pairs += [self._pair(group[a], group[b], weight, places, learner) for a, b, weight in membership.pairs]
             calibration += [(places[id(group[place])], index) for place in membership.calibration]
         completions = Completions(
@@ -155,11 +153,8 @@ class ValueIncentivised:
         return Membership(pairs, tuple(sorted(calibration)) if self.config.alpha else ())
 
     def _pairs(self, group: Group, seed: int) -> PairedGroup:
-        own, config = [sample for sample in group if not sample.is_of_reference], self.config.pairs
-        return build_pairs(
-            own, config.strategy, seed=seed, iteration=own[0].policy_version, max_pairs=config.max_per_prompt,
-            keep_truncated=config.keep_truncated, max_length_difference=config.max_length_difference,
-        )  # fmt: skip
+        own = [sample for sample in group if not sample.is_of_reference]
+        return configured_pairs(own, self.config.pairs, seed=seed, iteration=own[0].policy_version)
 
     @staticmethod
     def _pair(

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from rlhf.config.recipe import RecipeConfig
 from rlhf.data.order import PromptStream
-from rlhf.data.preference_source import PreferenceSource
 from rlhf.data.seeds import derive_seed
 from rlhf.data.types import REFERENCE, Prompt, Sample
 from rlhf.rewards.scoring import RewardScorer
@@ -136,10 +135,6 @@ class PreferenceCollector:
 
     def __init__(self, stream: PromptStream, pairs_per_step: int, *, rank: int, world_size: int) -> None:
         self.stream, self.pairs_per_step, self.rank, self.world_size = stream, pairs_per_step, rank, world_size
-
-    @property
-    def source(self) -> PreferenceSource:
-        return self.stream.source
 
     def collect(self, step: int) -> list[Sample]:
         seen: Counter[str] = Counter()

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from tests.invariants.capo_step import accepted_share, capo_step
 from tests.invariants.one_step import distance, one_step_gradient
 from tests.processes import run_on_two_ranks
-from tests.tiny_runs import save_tiny_model
 
 WIDE = {"max_policy_shift": 1e9, "min_objective_shift": -1e9, "max_objective_shift": 1e9}
 # inside the range of this model's tokens in the second step, at the learning rate of its tests: some are rejected
@@ -19,11 +18,6 @@ CASES = {
     "adam_row": ("capo", WIDE | {"max_policy_shift": 7.3e-4, "step_model": "adam_row"}),
     "sequence": ("capo", WIDE | {"max_policy_shift": 2.0, "rule": "sequence"}),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.mark.slow

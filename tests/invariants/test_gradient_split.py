@@ -8,15 +8,9 @@ from safetensors.torch import load_file
 from rlhf.config.algorithm import PRESETS
 from tests.invariants.one_step import count_micro_batches, distance, one_step_gradient
 from tests.processes import run_on_two_ranks
-from tests.tiny_runs import save_tiny_model
 
 WHOLE, SOME, SINGLE = 10_000, 48, 1  # tokens of a micro-batch
 SPLITS = [(SOME, "packed"), (SINGLE, "packed"), (WHOLE, "padded"), (SINGLE, "padded")]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 def test_the_splits_are_splits():

@@ -12,7 +12,7 @@ from rlhf.config.loading import to_yaml
 from rlhf.training.checkpoint import list_checkpoints
 from rlhf.training.metrics import deterministic
 from tests.processes import RECIPE, output_of, start
-from tests.tiny_runs import save_tiny_model, tiny_config
+from tests.tiny_runs import tiny_config
 
 STEPS = 8
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
@@ -54,11 +54,6 @@ def interrupt(config_file: Path, run: Path, number: signal.Signals, checkpoints:
     done = len((run / "metrics.jsonl").read_text().splitlines())
     assert checkpoints <= done < STEPS, output
     return process.returncode
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="module")

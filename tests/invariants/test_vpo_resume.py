@@ -15,7 +15,7 @@ from rlhf.config.vpo import VPOConfig
 from rlhf.training.checkpoint import list_checkpoints
 from rlhf.training.metrics import deterministic
 from tests.processes import ROOT, output_of, run_on_two_ranks, start
-from tests.tiny_runs import save_tiny_model, tiny_config
+from tests.tiny_runs import tiny_config
 
 STEPS = 6
 BATCH = {"steps": STEPS, "prompts_per_step": 4, "minibatches": 2, "epochs": 2, "tokens_per_micro_batch": 128}
@@ -48,11 +48,6 @@ def read(run: Path) -> tuple[list[dict], str]:
     metrics = [deterministic(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
     weights = list_checkpoints(run / "checkpoints")[-1] / "weights.safetensors"
     return metrics, hashlib.sha256(weights.read_bytes()).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.mark.slow

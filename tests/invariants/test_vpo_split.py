@@ -8,12 +8,6 @@ from safetensors.torch import load_file
 from tests.invariants.one_step import distance
 from tests.invariants.vpo_update import SETTINGS, autograd_gradient, vpo_gradient
 from tests.processes import run_on_two_ranks
-from tests.tiny_runs import save_tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.mark.slow
