@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from rlhf.optim.adabelief import ADABELIEF_KEYS, check_adabelief
 from rlhf.optim.base import FlatOptimizer, Slot
@@ -80,13 +80,13 @@ class Frugal(FlatOptimizer):
             "sign_deadzone": sign_deadzone, "min_grad_rms": min_grad_rms, "density_end": density_end,
             "density_epochs": density_epochs,
         }  # fmt: skip
-        self._selections = WeakTensorKeyDictionary()
+        self._selections: dict[Tensor, list[Selection]] = {}
         super().__init__(params, defaults | ADABELIEF_KEYS, settings)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # selections are made from the state again
-        self._selections = WeakTensorKeyDictionary()
+        self._selections: dict[Tensor, list[Selection]] = {}
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         super().check_group(group)
