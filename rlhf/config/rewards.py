@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from rlhf.config.section import Section
 
+CALLABLE_PATH = r"^[\w.\-/]+(\.py)?:\w+$"
+
 
 class RewardFunctionConfig(Section):
     """What every reward function has."""
@@ -70,10 +72,26 @@ class CallableConfig(RewardFunctionConfig):
     async."""
 
     type: Literal["callable"] = "callable"
-    path: str = Field(..., pattern=r"^[\w.\-/]+(\.py)?:\w+$")
+    path: str = Field(..., pattern=CALLABLE_PATH)
     """`package.module:function`, or `path/to/file.py:function`."""
     timeout_s: float = Field(600.0, gt=0)
     """Wall-clock limit of one call on all of a step's completions; the run stops at a call that takes longer."""
+
+
+class JudgeConfig(RewardFunctionConfig):
+    """The share of its comparisons with the prompt's other completions that a completion wins, by a user's pairwise
+    judge with TRL's signature `judge(prompts, completions) -> list[int]`, sync or async: two completions of each
+    prompt, and the place (0 or 1) of the better one, or -1."""
+
+    type: Literal["judge"] = "judge"
+    path: str = Field(..., pattern=CALLABLE_PATH)
+    """`package.module:function`, or `path/to/file.py:function`."""
+    comparisons: Literal["all", "ring"] = "all"
+    """Every two completions of a prompt, n (n - 1) / 2 of them; or each with the next one, n."""
+    both_orders: bool = True
+    """Ask again with the two exchanged, so that a judge who favours a place favours no completion."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Wall-clock limit of one call on all of a step's pairs; the run stops at a call that takes longer."""
 
 
 class RewardModelConfig(RewardFunctionConfig):
@@ -100,6 +118,7 @@ RewardConfig = Annotated[
     | RepetitionConfig
     | SoftOverlongConfig
     | RewardModelConfig
+    | JudgeConfig
     | CallableConfig,
     Field(discriminator="type"),
 ]

@@ -98,12 +98,12 @@ def call_all(
     if asynchronous:
         names = ", ".join(asynchronous)
         limit_s = max(limits_s[name] for name in asynchronous)
-        outcomes = _in_thread(names, lambda: asyncio.run(_gather(asynchronous, samples)), limit_s, len(samples))
+        outcomes = in_thread(names, lambda: asyncio.run(_gather(asynchronous, samples)), limit_s, len(samples))
         for name, outcome in zip(asynchronous, outcomes, strict=True):
             results[name] = _checked(name, outcome, samples)
     for name, function in functions.items():
         if name not in asynchronous:
-            outcome = _in_thread(name, lambda f=function: _attempt(f, samples), limits_s[name], len(samples))
+            outcome = in_thread(name, lambda f=function: _attempt(f, samples), limits_s[name], len(samples))
             results[name] = _checked(name, outcome, samples)
     return {name: results[name] for name in functions}
 
@@ -124,7 +124,9 @@ def _attempt(function: RewardFunction, samples: Sequence[Sample]) -> Any:
         return error
 
 
-def _in_thread(name: str, call: Callable[[], Any], limit_s: float, count: int) -> Any:
+def in_thread(name: str, call: Callable[[], Any], limit_s: float, count: int) -> Any:
+    """What `call` returns. Raises `RewardError` where it has not returned after `limit_s` seconds; `count`: of what it
+    was asked about, for the message."""
     results: list[Any] = []
     context = contextvars.copy_context()
     set_device = _cuda_device()

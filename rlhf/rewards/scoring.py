@@ -7,6 +7,7 @@ from rlhf.config.rewards import (
     CallableConfig,
     CorrectnessConfig,
     FormatConfig,
+    JudgeConfig,
     LengthConfig,
     RepetitionConfig,
     RewardConfig,
@@ -17,6 +18,7 @@ from rlhf.config.rewards import (
 from rlhf.data.types import Sample, Verdict
 from rlhf.rewards import functions
 from rlhf.rewards.callables import RewardError, RewardFunction, call_all, load_function
+from rlhf.rewards.judge import PairwiseJudge
 from rlhf.rewards.model_scores import ModelScores
 from rlhf.rewards.pool import GraderPool
 from rlhf.rewards.scorers import grading_task
@@ -27,7 +29,8 @@ Parts = list[float | None]
 class RewardScorer:
     """Scores samples as `config` says. Holds worker processes while correctness is among the rewards: `close()` it.
 
-    A part is named after its type, or after the user's function; a second one of the same name becomes `name_2`.
+    A part is named after its type, or after the user's function; a second one of the same name becomes `name_2`. A
+    judge compares those completions of a prompt that are scored together.
     Raises as `ModelScores` does where a reward model cannot be used.
     """
 
@@ -36,17 +39,19 @@ class RewardScorer:
         self.parts: dict[str, RewardConfig] = {}
         self.callables: dict[str, RewardFunction] = {}
         self.limits_s: dict[str, float] = {}
-        self.models: dict[str, ModelScores] = {}
+        self.scorers: dict[str, ModelScores | PairwiseJudge] = {}
         for function in config.functions:
             name = function.type
-            if isinstance(function, CallableConfig):
+            if isinstance(function, (CallableConfig, JudgeConfig)):
                 name = function.path.rpartition(":")[2]
             name = _unused(name, self.parts)
             self.parts[name] = function
             if isinstance(function, CallableConfig):
                 self.callables[name], self.limits_s[name] = load_function(function.path), function.timeout_s
             if isinstance(function, RewardModelConfig):
-                self.models[name] = ModelScores(function)
+                self.scorers[name] = ModelScores(function)
+            if isinstance(function, JudgeConfig):
+                self.scorers[name] = PairwiseJudge(name, function)
         graded = any(isinstance(f, CorrectnessConfig) for f in config.functions)
         self.pool = GraderPool(config.pool.workers, config.pool.timeout_s) if graded else None
 
@@ -76,7 +81,7 @@ class RewardScorer:
         if self.pool is not None:
             verdicts = list(self.pool.map([grading_task(s.prompt, s.text) for s in samples]))
         called, failures = self._call_user_functions(samples)
-        called |= {name: list(model.score(samples)) for name, model in self.models.items()}
+        called |= {name: list(model.score(samples)) for name, model in self.scorers.items()}
         parts = {
             name: called[name]
             if name in called

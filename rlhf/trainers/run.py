@@ -86,7 +86,8 @@ def run(
     progress.message(memory_text(config, accelerator.num_processes))
 
     tokenizer = load_tokenizer(config.model)
-    # before the model: unknown benchmarks and unreadable files are told in seconds
+    # before the model: unknown benchmarks, unreadable files and reward models that are none are told in seconds
+    scorer = RewardScorer(config.rewards)
     evaluators = _held_out_evaluators(config, tokenizer, accelerator)
     if make_evaluators is not None:
         evaluators += make_evaluators(config, tokenizer, accelerator, folder.path)
@@ -131,7 +132,6 @@ def run(
         state = algorithm.state_dict() if hasattr(algorithm, "state_dict") else {}
         _save(config, folder, learner, stream, recorder, at, gather_lists(waiting), best, state)
 
-    scorer = RewardScorer(config.rewards)
     collector = make_collector(config, stream, engine, scorer, recorder, algorithm, learner)
     trainer = Trainer(
         config, collector=collector, engine=engine, algorithm=algorithm, learner=learner, recorder=recorder,
