@@ -30,7 +30,7 @@ def save_tiny_model(folder: Path, **sizes: int) -> str:
     return str(folder)
 
 
-def tiny_config(path: str, /, **changes) -> GRPOConfig:
+def tiny_config(path: str, /, schema: type[GRPOConfig] = GRPOConfig, **changes) -> GRPOConfig:
     """A configuration of a few seconds; `changes` replace whole sections."""
     sections = {
         "run": {"folder": str(Path(path).parent / "runs"), "name": "tiny"},
@@ -46,7 +46,7 @@ def tiny_config(path: str, /, **changes) -> GRPOConfig:
         "tracking": {"show_completions_every": 0},
         "checkpoint": {"every": 1},
     }
-    return GRPOConfig.model_validate(sections | changes)
+    return schema.model_validate(sections | changes)
 
 
 def make_samples(groups: int = 8, size: int = 4) -> list[Sample]:

@@ -82,6 +82,7 @@ def memory_plan(
     items.append(_item("optimizer state", states, states_share, f"T x {a_weight} ({config.optimizer.type})"))
     if config.algorithm.needs_reference_model and not model.lora:
         items.append(_item("reference policy", parameters * b, weights_share, f"P x {b}"))
+    items += _critic(config, shape)
     if zero_stage >= 3 and world_size > 1:
         gathered = shape.block_parameters + shape.vocabulary * shape.hidden
         items.append(_item("gathered weights", gathered * b, 1, f"(one block + LM head) x {b}"))
@@ -121,6 +122,20 @@ def activation_bytes(shape: ModelShape, tokens: int, b: int, has_checkpointing: 
     if has_checkpointing:
         return tokens * (shape.layers * b * shape.hidden + block)
     return tokens * shape.layers * block
+
+
+def _critic(config: Any, shape: ModelShape) -> list[MemoryItem]:
+    """A critic with a trunk of its own; a head on the policy's states is one vector."""
+    critic = getattr(config.algorithm, "critic", None)
+    if critic is None or critic.trunk != "separate":
+        return []
+    parameters, b = shape.parameters, BYTES[config.model.dtype]
+    beside = residual_bytes(critic.optimizer) if b < 4 else 0
+    summed = 4 if beside in (0, BYTES["float32"]) else b
+    states = state_bytes(critic.optimizer, trained_tensors(shape, None))
+    a_weight = b + beside + summed + states / parameters
+    amount = int(parameters * a_weight)
+    return [MemoryItem("critic", amount, f"P x {a_weight:.3g}: weights, gradients, optimizer state")]
 
 
 def _activations(config: Any, shape: ModelShape, world_size: int) -> MemoryItem:

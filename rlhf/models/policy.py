@@ -87,7 +87,7 @@ class Policy(nn.Module):
         hidden_ND = None
         if at_head is not None:
             weight_VD, bias_V = self._head_weights()
-            hidden_ND = self._hidden(batch)
+            hidden_ND = self.hidden(batch)
             with torch.no_grad():
                 objective = at_head(hidden_ND.detach(), weight_VD.detach(), None if bias_V is None else bias_V.detach())
         if objective is None:
@@ -98,7 +98,7 @@ class Policy(nn.Module):
             weight_VD, bias_V = self._head_weights()
             return PolicyOutput(
                 *policy_head(
-                    self._hidden(batch) if hidden_ND is None else hidden_ND,
+                    self.hidden(batch) if hidden_ND is None else hidden_ND,
                     weight_VD,
                     batch.target_N,
                     objective,
@@ -184,7 +184,7 @@ class Policy(nn.Module):
             return statistics if with_extras else statistics._replace(collision_N=None, max_prob_N=None)
         weight_VD, bias_V = self._head_weights()
         return token_statistics(
-            self._hidden(batch) if hidden_ND is None else hidden_ND,
+            self.hidden(batch) if hidden_ND is None else hidden_ND,
             weight_VD,
             batch.target_N,
             bias_V=bias_V,
@@ -192,8 +192,8 @@ class Policy(nn.Module):
             with_extras=with_extras,
         )
 
-    def _hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """Final hidden states (N, D) at the positions that predict the targets."""
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """Final hidden states (N, D) at the positions that predict the targets. Packed attention only."""
         output = self.causal_lm.get_decoder()(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],

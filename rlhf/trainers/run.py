@@ -27,6 +27,7 @@ from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.rewards.scoring import RewardScorer
 from rlhf.rollouts.build import build_engine
 from rlhf.trainers.build_collector import make_collector, reference_table
+from rlhf.trainers.build_critic import make_critic
 from rlhf.trainers.grpo import PolicyGradient
 from rlhf.training.checkpoint import (
     Checkpoint,
@@ -105,7 +106,8 @@ def run(
         reference = load_policy(config.model, temperature=config.sampling.temperature).to(accelerator.device)
         reference.requires_grad_(False).eval()
     algorithm = make_algorithm(config.algorithm, config.completions_per_prompt)
-    learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference)
+    critic = make_critic(config, policy, accelerator)
+    learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference, critic)
     engine = None if is_offline and not evaluators else build_engine(
         config.engine, config.model, tokenizer=tokenizer,
         longest_sequence=max([longest_sequence(config), *(each.longest_sequence for each in evaluators)]),
@@ -183,7 +185,7 @@ def _restore(
             f"{accelerator.num_processes}: resume with {state['world_size']} ranks"
         )
     learner.load_state_tensors(checkpoint.weights)
-    learner.optimizer.load_state_dict(checkpoint.optimizer)
+    learner.load_optimizer_state(checkpoint.optimizer)
     learner.updates = state["updates"]
     learner.guard.skipped_in_row = state["skipped_in_row"]
     stream.load_state_dict(state["stream"])
@@ -213,7 +215,7 @@ def _save(
             "algorithm": algorithm,
         }
         save_checkpoint(
-            folder.checkpoints, Checkpoint(state, learner.state_tensors(), learner.optimizer.state_dict(), pending)
+            folder.checkpoints, Checkpoint(state, learner.state_tensors(), learner.optimizer_state(), pending)
         )
         prune(folder.checkpoints, config.checkpoint.keep_last, int(best["step"]) if best else None)
     accelerator.wait_for_everyone()

@@ -10,6 +10,7 @@ from rlhf.data.types import Sample
 class TrainingSample:
     """A sample with its advantage.
 
+    `advantages`: one per completion token where tokens have their own; `advantage` is then their mean.
     `counted`: it is part of the loss and its denominator (False: masked, e.g. truncated).
     `learned`: it is forwarded (False: its gradient is known to be 0, or it is not counted).
     `reference_logps`: one per completion token where there is a KL term.
@@ -22,6 +23,12 @@ class TrainingSample:
     learned: bool = True
     reference_logps: tuple[float, ...] | None = None
     group: tuple[str, int] | None = None
+    advantages: tuple[float, ...] | None = None
+
+    @property
+    def token_advantages(self) -> tuple[float, ...]:
+        """One per completion token."""
+        return (self.advantage,) * self.length if self.advantages is None else self.advantages
 
     @property
     def length(self) -> int:

@@ -1,6 +1,7 @@
 """The learner: packed micro-batches in, one optimizer step out, under one denominator."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,8 @@ from rlhf.training.algorithm import (
 )
 from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
 from rlhf.training.collectives import sum_gradients, sum_numbers
+from rlhf.training.critic_learner import PREFIX as CRITIC_PREFIX
+from rlhf.training.critic_learner import CriticLearner
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.master_weights import MasterWeights
 from rlhf.training.metrics import MetricAverager
@@ -41,14 +44,10 @@ class Learner:
         accelerator: Accelerator,
         guard: NonFiniteGuard,
         reference: Policy | None = None,
+        critic: CriticLearner | None = None,
     ) -> None:
-        self.policy, self.config, self.accelerator, self.guard, self.reference = (
-            policy,
-            config,
-            accelerator,
-            guard,
-            reference,
-        )
+        self.policy, self.config, self.accelerator, self.guard = policy, config, accelerator, guard
+        self.reference, self.critic = reference, critic
         self.device = accelerator.device
         named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
         self.weights = MasterWeights(named, copies=keeps_master_copies(config.optimizer))
@@ -78,7 +77,7 @@ class Learner:
             for index, minibatch in enumerate(split_minibatches(groups, batch.minibatches, order)):
                 first = epoch == 0 and index == 0
                 self._optimizer_step(minibatch, algorithm, step, old_logps, averager, check_ratio=first)
-        return averager.reduce()
+        return averager.reduce() | ({} if self.critic is None else self.critic.metrics)
 
     def _optimizer_step(
         self,
@@ -95,6 +94,12 @@ class Learner:
         local = local_totals(samples)
         summed = sum_numbers({"sequences": local.sequences, "tokens": local.tokens}, self.device)
         totals = StepTotals(int(summed["sequences"]), int(summed["tokens"]))
+        if not totals.sequences:
+            # masked on every rank, or the critic learns alone: nothing to divide by, so no step
+            self.updates += 1
+            averager.add_sum("tokens/trained", 0)
+            averager.add_sum("guards/skipped_updates", 0.0)
+            return
         learned = [sample for sample in samples if sample.learned and sample.length]
         self.policy.train()
         self.weights.zero_gradients()
@@ -195,19 +200,35 @@ class Learner:
         self.reference.load_state_dict(self.policy.state_dict())
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Master weights by name, and a reference that is no longer the starting checkpoint."""
+        """Master weights by name, a reference that is no longer the starting checkpoint, and the critic's weights."""
         moved = dict(self.reference.named_parameters()) if self.has_moved_reference else {}
-        return self.weights.state_dict() | {f"{REFERENCE_PREFIX}{name}": value for name, value in moved.items()}
+        references = {f"{REFERENCE_PREFIX}{name}": value for name, value in moved.items()}
+        return self.weights.state_dict() | references | ({} if self.critic is None else self.critic.state_tensors())
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """What `state_tensors` gave."""
         moved = {n.removeprefix(REFERENCE_PREFIX): t for n, t in tensors.items() if n.startswith(REFERENCE_PREFIX)}
-        self.weights.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(REFERENCE_PREFIX)})
+        of_critic = {n: t for n, t in tensors.items() if n.startswith(CRITIC_PREFIX)}
+        others = (REFERENCE_PREFIX, CRITIC_PREFIX)
+        self.weights.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(others)})
+        if self.critic is not None:
+            self.critic.load_state_tensors(of_critic)
         if moved:
             self.has_moved_reference = True
             with torch.no_grad():
                 for name, parameter in self.reference.named_parameters():
                     parameter.copy_(moved[name])
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Of the policy's optimizer, and under `critic` of the critic's."""
+        own = self.optimizer.state_dict()
+        return own if self.critic is None else own | {"critic": self.critic.optimizer_state()}
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        """What `optimizer_state` gave."""
+        self.optimizer.load_state_dict({name: value for name, value in state.items() if name != "critic"})
+        if self.critic is not None:
+            self.critic.load_optimizer_state(state["critic"])
 
     @torch.no_grad()
     def _score(
@@ -248,7 +269,7 @@ class Learner:
 
         references = [sample.reference_logps for sample in samples]
         fields = TokenFields(
-            advantage_N=per_token([sample.advantage for sample in samples]),
+            advantage_N=flat([sample.token_advantages for sample in samples]),
             weight_N=per_token([token_weight(sample.length, totals, denominator, max_tokens) for sample in samples]),
             engine_logp_N=flat([sample.sample.logps for sample in samples]),
             sequence_N=packed.sequence_N,

@@ -1,0 +1,77 @@
+"""PPO with a critic: advantages of tokens by GAE; the critic learns the returns of the same rollouts."""
+
+from collections.abc import Sequence
+
+import torch
+
+from rlhf.algorithms.generalised_advantages import generalised_advantages, length_adaptive_decay, value_targets
+from rlhf.algorithms.kl import kl_estimate
+from rlhf.config.ppo import ActorCriticConfig
+from rlhf.data.types import Sample
+from rlhf.models.packing import TrainingSequence
+from rlhf.trainers.grpo import PolicyGradient
+from rlhf.training.batch import TrainingSample
+from rlhf.training.collectives import sum_numbers
+from rlhf.training.learner import Learner
+
+
+class ActorCritic(PolicyGradient):
+    """The algorithm of `ActorCriticConfig`. The learner holds the critic; its values are taken before it learns from
+    the step, so advantages do not know the rewards that they are judged by."""
+
+    config: ActorCriticConfig
+
+    def wants_replacement(self, group: list[Sample]) -> bool:
+        """Equal rewards teach too: the baseline is the critic's, not the group's."""
+        return False
+
+    def prepare(self, samples: list[Sample], learner: Learner) -> list[TrainingSample]:
+        """Values, advantages and a critic update; in the critic's first steps nothing for the policy to learn."""
+        config, critic = self.config, learner.critic
+        references: list[tuple[float, ...] | None] = [None] * len(samples)
+        if self.has_kl_loss or self.has_kl_reward:
+            references = list(learner.reference_logps([TrainingSample(sample, 0.0) for sample in samples]))
+        sequences = [TrainingSequence(sample.prompt.token_ids, sample.completion_ids) for sample in samples]
+        values = critic.values(sequences)
+        rewards = [self._token_rewards(*pair) for pair in zip(samples, references, strict=True)]
+        advantages, targets = [], []
+        for reward_T, value_T in zip(rewards, values, strict=True):
+            decay = config.trace_decay
+            if config.length_adaptive is not None:
+                decay = length_adaptive_decay(len(reward_T), config.length_adaptive)
+            advantages.append(generalised_advantages(reward_T, value_T, trace_decay=decay, discount=config.discount))
+            targets.append(
+                value_targets(reward_T, value_T, trace_decay=config.critic.trace_decay, discount=config.discount)
+            )
+        critic.update(sequences, targets, values)
+        if config.whiten:
+            advantages = _whitened(advantages, learner)
+        is_pretraining = max(sample.policy_version for sample in samples) < config.critic.pretrain_steps
+        batch = []
+        for sample, advantage_T, reference in zip(samples, advantages, references, strict=True):
+            counted = not is_pretraining and not (config.mask_truncated and sample.truncated)
+            mean = sum(advantage_T) / len(advantage_T) if advantage_T else 0.0
+            batch.append(TrainingSample(sample, mean, counted, counted, reference, advantages=advantage_T))
+        return batch
+
+    def _token_rewards(self, sample: Sample, reference: Sequence[float] | None) -> list[float]:
+        """The completion's reward at its last token, less the KL estimate of each token where it is part of it."""
+        if sample.reward is None:
+            raise ValueError(f"sample {sample.id!r} has no reward: score it before preparing a batch")
+        rewards = [0.0] * len(sample.completion_ids)
+        if self.has_kl_reward and rewards:
+            kl_T = kl_estimate(torch.tensor(sample.logps), torch.tensor(reference), self.config.kl.estimator)
+            rewards = (-self.config.kl.coefficient * kl_T).tolist()
+        if rewards:
+            rewards[-1] += sample.reward
+        return rewards
+
+
+def _whitened(advantages: list[tuple[float, ...]], learner: Learner) -> list[tuple[float, ...]]:
+    """(A - mean) / std over the tokens of all ranks."""
+    flat = [value for row in advantages for value in row]
+    sums = sum_numbers({"n": len(flat), "sum": sum(flat), "squares": sum(v * v for v in flat)}, learner.device)
+    count = max(sums["n"], 1)
+    mean = sums["sum"] / count
+    std = max(sums["squares"] / count - mean * mean, 0.0) ** 0.5 + 1e-8
+    return [tuple((value - mean) / std for value in row) for row in advantages]

@@ -1,0 +1,186 @@
+"""The critic's side of an actor-critic: values of states, and steps towards their targets, under one denominator."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf.algorithms.generalised_advantages import value_loss
+from rlhf.config.ppo import CriticConfig
+from rlhf.config.recipe import RecipeConfig
+from rlhf.data.seeds import derive_seed
+from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
+from rlhf.models.policy import Policy
+from rlhf.models.value_head import ValueHead
+from rlhf.training.collectives import sum_gradients, sum_numbers
+from rlhf.training.guards import TrainingStopped
+from rlhf.training.master_weights import MasterWeights
+from rlhf.training.optimizers import build_optimizer, keeps_master_copies
+from rlhf.training.schedule import learning_rate_factor
+
+PREFIX = "critic."
+"""In checkpoints, before the names of the critic's parameters."""
+PARTS = ("head.", "trunk.")
+
+
+class CriticLearner:
+    """Owns the value head, its trunk where that is the critic's own, and their optimizers. Collective over ranks.
+
+    `trunk`: the policy, whose states are then read without a gradient, or a model of the critic's own
+    (`trains_trunk`).
+    """
+
+    def __init__(
+        self, trunk: Policy, config: RecipeConfig, settings: CriticConfig, accelerator: Accelerator, *,
+        trains_trunk: bool,
+    ) -> None:  # fmt: skip
+        self.trunk, self.config, self.settings, self.trains_trunk = trunk, config, settings, trains_trunk
+        self.device = accelerator.device
+        self.head = ValueHead(trunk.config.get_text_config().hidden_size, settings.bounds).to(self.device)
+        seed = derive_seed(config.run.seed, "critic")
+        named = dict(trunk.named_parameters()) if trains_trunk else {}
+        if trains_trunk and not trunk.has_adapters:
+            # the LM head takes no part; where it is tied to the embeddings it is not among the named parameters
+            output = trunk.causal_lm.get_output_embeddings().weight
+            inputs = trunk.causal_lm.get_input_embeddings().weight
+            named = {name: p for name, p in named.items() if p is not output or output is inputs}
+        self.weights = MasterWeights(named, copies=keeps_master_copies(settings.optimizer))
+        masters = dict(zip(self.weights.names, self.weights.masters, strict=True))
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "head": torch.optim.AdamW(self.head.parameters(), lr=settings.head_lr, weight_decay=0.0)
+        }
+        if trains_trunk:
+            self.optimizers["trunk"] = build_optimizer(settings.optimizer, trunk, masters, seed)
+        self.peaks = {n: [group["lr"] for group in o.param_groups] for n, o in self.optimizers.items()}
+        self.updates = 0
+        self.total_updates = config.batch.steps * config.batch.minibatches * settings.epochs
+        self.metrics: dict[str, float] = {}
+
+    def values(self, sequences: Sequence[TrainingSequence]) -> list[tuple[float, ...]]:
+        """V of the state before each completion token, by sequence."""
+        result: list[tuple[float, ...]] = [()] * len(sequences)
+        self.trunk.eval()
+        with torch.no_grad():
+            for members in micro_batches(sequences, self.config.batch.tokens_per_micro_batch):
+                part = [sequences[index] for index in members]
+                value_N = self._forward(pack(part).to(self.device))
+                for index, values in zip(members, value_N.split([len(s.completion_ids) for s in part]), strict=True):
+                    result[index] = tuple(values.tolist())
+        return result
+
+    def update(
+        self, sequences: Sequence[TrainingSequence], targets: Sequence[Sequence[float]],
+        old_values: Sequence[Sequence[float]],
+    ) -> None:  # fmt: skip
+        """`epochs` passes of steps towards `targets`, one for each completion token; `metrics` then holds the first
+        pass's loss and how much of the targets' variance the old values explain.
+
+        Raises TrainingStopped at a non-finite loss or gradient.
+        """
+        batch, losses = self.config.batch, []
+        for epoch in range(self.settings.epochs):
+            generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "critic", self.updates))
+            order = torch.randperm(len(sequences), generator=generator).tolist() if batch.minibatches > 1 else None
+            chosen = order or list(range(len(sequences)))
+            for part in range(batch.minibatches):
+                members = chosen[part :: batch.minibatches]
+                loss = self._optimizer_step(
+                    [sequences[i] for i in members], [targets[i] for i in members], [old_values[i] for i in members]
+                )
+                if epoch == 0:
+                    losses.append(loss)
+        self.metrics = {"critic/loss": sum(losses) / len(losses), **self._fit(targets, old_values)}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Trunk masters and head by name."""
+        head = {f"{PREFIX}head.{name}": tensor.detach() for name, tensor in self.head.state_dict().items()}
+        return head | {f"{PREFIX}trunk.{name}": tensor for name, tensor in self.weights.state_dict().items()}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """What `state_tensors` gave."""
+        named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        parts = {part: {n.removeprefix(part): t for n, t in named.items() if n.startswith(part)} for part in PARTS}
+        self.head.load_state_dict(parts["head."])
+        self.weights.load_state_dict(parts["trunk."])
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Of each optimizer by name, and the number of steps."""
+        return {"updates": self.updates} | {name: each.state_dict() for name, each in self.optimizers.items()}
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        """What `optimizer_state` gave."""
+        self.updates = state["updates"]
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[name])
+
+    def _optimizer_step(
+        self, sequences: Sequence[TrainingSequence], targets: Sequence[Sequence[float]],
+        old_values: Sequence[Sequence[float]],
+    ) -> float:  # fmt: skip
+        """The mean loss over all tokens of all ranks."""
+        tokens = sum_numbers({"tokens": sum(len(s.completion_ids) for s in sequences)}, self.device)["tokens"]
+        self._zero_gradients()
+        if self.trains_trunk:
+            self.trunk.train()
+        loss = 0.0
+        for members in micro_batches(sequences, self.config.batch.tokens_per_micro_batch):
+            part = [sequences[index] for index in members]
+            value_N = self._forward(pack(part).to(self.device))
+            target_N, old_N = (self._flat([values[i] for i in members]) for values in (targets, old_values))
+            summed = value_loss(value_N, target_N, old_N, self.settings.loss_clip).sum() / max(tokens, 1)
+            summed.backward()
+            self.weights.collect_gradients()
+            loss += float(summed.detach())
+        self.weights.fill_missing_gradients()
+        parameters = [*self.weights.masters, *self.head.parameters()]
+        sum_gradients(parameters)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.batch.max_grad_norm))
+        loss = sum_numbers({"loss": loss}, self.device)["loss"]
+        if not (torch.isfinite(torch.tensor([loss, norm])).all()):
+            raise TrainingStopped(
+                f"the critic's loss is {loss} and its gradient's norm {norm}: lower algorithm.critic.optimizer.lr and "
+                "head_lr, or set algorithm.critic.bounds to the range of the returns. The last checkpoint is untouched"
+            )
+        factor = learning_rate_factor(self.updates, self.total_updates, self.config.schedule)
+        for name, optimizer in self.optimizers.items():
+            for group, peak in zip(optimizer.param_groups, self.peaks[name], strict=True):
+                group["lr"] = peak * factor
+            optimizer.step()
+        self.weights.publish()
+        self._zero_gradients()
+        self.updates += 1
+        return loss
+
+    def _forward(self, packed: PackedBatch) -> Tensor:
+        if self.trains_trunk:
+            return self.head(self.trunk.hidden(packed))
+        with torch.no_grad():
+            hidden_ND = self.trunk.hidden(packed)
+        return self.head(hidden_ND)
+
+    def _zero_gradients(self) -> None:
+        self.weights.zero_gradients()
+        self.head.zero_grad(set_to_none=True)
+
+    def _flat(self, rows: Sequence[Sequence[float]]) -> Tensor:
+        return torch.tensor([value for row in rows for value in row], dtype=torch.float32, device=self.device)
+
+    def _fit(self, targets: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> dict[str, float]:
+        """How the values that the advantages were made of met the returns: over all tokens of all ranks."""
+        target_N, value_N = self._flat(targets).double(), self._flat(values).double()
+        errors_N = target_N - value_N
+        sums = sum_numbers(
+            {
+                "tokens": len(target_N), "target": float(target_N.sum()), "squared": float(target_N.square().sum()),
+                "value": float(value_N.sum()), "error": float(errors_N.sum()),
+                "squared_error": float(errors_N.square().sum()),
+            },
+            self.device,
+        )  # fmt: skip
+        count = max(sums["tokens"], 1)
+        variance = sums["squared"] / count - (sums["target"] / count) ** 2
+        left = sums["squared_error"] / count - (sums["error"] / count) ** 2
+        explained = {"critic/explained_variance": 1 - left / variance} if variance > 1e-12 else {}
+        return {"critic/value_mean": sums["value"] / count, "critic/target_mean": sums["target"] / count, **explained}
