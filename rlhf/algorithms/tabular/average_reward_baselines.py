@@ -39,8 +39,8 @@ def run_differential_q_learning(
 ) -> LearningRecord:
     """Differential Q-learning with an epsilon-greedy behaviour (Wan, Naik and Sutton, arXiv 2006.16318).
 
-    delta = r - J + max_a Q(s', a) - Q(s, a);  Q(s, a) += lr delta;  J += gain_ratio lr delta. Its policy is never frozen,
-    so the record has no switches. Raises ValueError for settings out of range.
+    delta = r - J + max_a Q(s', a) - Q(s, a);  Q(s, a) += lr delta;  J += gain_ratio lr delta. Its policy is never
+    frozen, so the record has no switches. Raises ValueError for settings out of range.
     """
     if not (0 <= exploration <= 1 and lr > 0 and gain_ratio > 0):
         raise ValueError(

@@ -24,8 +24,8 @@ TOLERANCE = 1e-5
 def optimistic_plan(model: EmpiricalModel, *, span: float, beta: float, start_S: Array | None = None) -> GainBias:
     """The solution of (1). `span`: sp(V*), or an upper bound of it; `start_S`: an earlier V, to begin from.
 
-    `gain` may exceed the largest reward while bonuses are large. Raises ValueError for a `span` not above 0 or a negative
-    `beta`.
+    `gain` may exceed the largest reward while bonuses are large. Raises ValueError for a `span` not above 0 or a
+    negative `beta`.
     """
     check_confidence(span, beta)
     bonus_SA = span * np.sqrt(beta / np.maximum(1, model.visits_SA))

@@ -31,12 +31,13 @@ def follow_frozen_plans(
 ) -> LearningRecord:
     """Act greedily on the plan for `steps` steps from state 0, ties at random, planning anew where it is due.
 
-    Due: before the steps in `replan_before` (0 among them, increasing), and after a visit that brings its pair's excess
-    loss to `excess_threshold`. Only the visited pair's excess can have grown. Raises ValueError for `marks` out of order.
+    Due: before the steps in `replan_before` (increasing, 0 first), and after a visit that brings its pair's excess loss
+    to `excess_threshold`; only the visited pair's can have grown. Raises ValueError for `marks` out of order.
     """
     marks = check_marks(marks, steps)
     truth = solve_average_reward(mdp)
-    cost, reward, rows = truth.gap_SA.ravel().tolist(), mdp.reward_SA.ravel().tolist(), cumulative_rows(mdp.transition_SAS)
+    cost, reward = truth.gap_SA.ravel().tolist(), mdp.reward_SA.ravel().tolist()
+    rows = cumulative_rows(mdp.transition_SAS)
     statistics = PairStatistics(mdp.states * mdp.actions, mdp.states)
     generator = np.random.default_rng(seed)
     uniforms, ties = uniform_numbers(generator), uniform_numbers(np.random.default_rng([seed, 1]))

@@ -19,7 +19,7 @@ from rlhf.algorithms.tabular.regret import LearningRecord
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """`span`: sp(V*), which the algorithm is told. `beta`: squared radius of a pair's confidence box in units of span^2.
+    """`span`: sp(V*), which the algorithm is told. `beta`: squared radius of a pair's confidence box over span^2.
 
     Optimism is to hold with beta 0.5; 0.05 is faster and may lose it. `multiplier` (recalled from the paper, not
     verified): a hypothesis is dropped at this multiple of the radius. Raises ValueError as `switch_threshold` does.
@@ -44,8 +44,6 @@ def run_loop(
         lambda model, start_S: optimistic_plan(model, span=settings.span, beta=settings.beta, start_S=start_S),
         steps=steps,
         seed=seed,
-        excess_threshold=switch_threshold(
-            span=settings.span, beta=settings.beta, multiplier=settings.multiplier
-        ),
+        excess_threshold=switch_threshold(span=settings.span, beta=settings.beta, multiplier=settings.multiplier),
         marks=marks,
     )

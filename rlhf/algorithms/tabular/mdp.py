@@ -62,8 +62,8 @@ class EpisodicMDP:
 def two_state(leave: float = 0.1, fall: float = 0.3, comfort: float = 0.1) -> TabularMDP:
     """A comfortable state to leave for a better one, where the myopic action never leaves.
 
-    Action 0 stays: for `comfort` in state 0; for 1 in state 1, from which it falls back with probability `fall`. Action 1
-    goes, for nothing: from state 0 with success `leave`, from state 1 always. J* = leave / (leave + fall) and
+    Action 0 stays: for `comfort` in state 0; for 1 in state 1, from which it falls back with probability `fall`.
+    Action 1 goes, for nothing: from state 0 with success `leave`, from state 1 always. J* = leave / (leave + fall) and
     V*(1) - V*(0) = 1 / (leave + fall) where that beats `comfort`.
     """
     transition_SAS = [[[1, 0], [1 - leave, leave]], [[fall, 1 - fall], [1, 0]]]
@@ -100,9 +100,9 @@ def combination_lock(
 ) -> EpisodicMDP:
     """A lock that opens by one sequence of actions, and pays `lure` at once for giving up at the first step.
 
-    State 0 is good and 1 dead. The right action, `lock_code`, stays good but for `slip`; every other is fatal. The right
-    action at the last step pays 1, a wrong one at the first step `lure`. Raises ValueError where nothing is to be
-    found: fewer than two actions, or no step.
+    State 0 is good and 1 dead. The right action, `lock_code`, stays good but for `slip`; every other is fatal. The
+    right action at the last step pays 1, a wrong one at the first step `lure`. Raises ValueError where nothing is to
+    be found: fewer than two actions, or no step.
     """
     if actions < 2 or horizon < 1:
         raise ValueError(f"a lock of {actions} actions and {horizon} steps: it needs 2 actions and 1 step at least")
@@ -113,6 +113,13 @@ def combination_lock(
     reward_HSA[0, 0, np.arange(actions) != code_H[0]] = lure
     reward_HSA[-1, 0, code_H[-1]] = 1
     return EpisodicMDP(transition_HSAS, reward_HSA)
+
+
+def half_right_policy(horizon: int = 6, actions: int = 3, seed: int = 7) -> Array:
+    """The right action of `combination_lock` half of the time, else any; (H, 2, A). It covers the best policy."""
+    policy_HSA = np.full((horizon, 2, actions), 0.5 / actions)
+    policy_HSA[np.arange(horizon), :, lock_code(horizon, actions, seed)] += 0.5
+    return policy_HSA
 
 
 def cumulative_rows(probability: Array) -> list[list[float]]:

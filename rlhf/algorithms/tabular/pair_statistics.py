@@ -4,8 +4,8 @@ With tabular hypotheses the excess squared Bellman loss of a frozen f = (predict
 
     L_D(f, f) - min_g L_D(g, f) = sum_p N_p (prediction_p - mean reward_p - mean V(s')_p)^2,
 
-where the prediction is Q for episodes (arXiv 2505.03710) and Q + J for average reward (arXiv 2404.12648). A visit changes
-one term, so a step costs a few operations on Python numbers, which beat numpy's on single elements by far.
+where the prediction is Q for episodes (arXiv 2505.03710) and Q + J for average reward (arXiv 2404.12648). A visit
+changes one term, so a step costs a few operations on Python numbers, which beat numpy's on single elements by far.
 """
 
 from dataclasses import dataclass

@@ -45,10 +45,10 @@ def doubling_marks(steps: int, count: int = 5) -> tuple[int, ...]:
 
 
 def check_marks(marks: Sequence[int] | None, steps: int) -> tuple[int, ...]:
-    """`marks`, or `doubling_marks`. Raises ValueError unless they increase from 1 to `steps`, both at most."""
+    """`marks`, or `doubling_marks`. Raises ValueError unless they increase, are above 0 and end at `steps`."""
     chosen = doubling_marks(steps) if marks is None else tuple(marks)
     if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] != steps:
-        raise ValueError(f"marks {list(chosen)} must increase, from 1 at least, and end at the {steps} steps of the run")
+        raise ValueError(f"marks {list(chosen)} must increase, from 1 or more to the {steps} steps of the run")
     return chosen
 
 

@@ -62,9 +62,10 @@ def iterate_to_fixed_point(
 ) -> GainBias:
     """(J, V) with J + V = L V, where (L V)(s) = max_a `backup`(V)[s, a], cut at min L V + `span` where that is given.
 
-    `backup` maps V (S,) to the right-hand side of (1), (S, A). L V - V lies within `tolerance` of a constant at the end.
-    With a `span` there is always a solution, and this iteration finds it, because the cut operator is monotone, commutes
-    with constants, and maps into a compact set modulo constants; without, the process must be weakly communicating.
+    `backup` maps V (S,) to the right-hand side of (1), (S, A). At the end L V - V lies within `tolerance` of a constant.
+    With a `span` there is always a solution, and the damped iteration tends to it: the cut operator is monotone,
+    commutes with constants, and maps into a compact set modulo constants. Without, the process must be weakly
+    communicating.
 
     Raises ValueError where `max_iterations` do not suffice.
     """
