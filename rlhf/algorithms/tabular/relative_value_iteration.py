@@ -42,9 +42,7 @@ class GainBias:
         return self.q_SA.max(1, keepdims=True) - self.q_SA
 
 
-def solve_average_reward(
-    mdp: TabularMDP, *, tolerance: float = 1e-12, max_iterations: int = 100_000
-) -> GainBias:
+def solve_average_reward(mdp: TabularMDP, *, tolerance: float = 1e-12, max_iterations: int = 100_000) -> GainBias:
     """Gain and bias of an optimal policy. Raises ValueError without convergence, as `iterate_to_fixed_point` does."""
     return iterate_to_fixed_point(
         lambda value_S: mdp.reward_SA + mdp.transition_SAS @ value_S,
@@ -62,7 +60,7 @@ def iterate_to_fixed_point(
 ) -> GainBias:
     """(J, V) with J + V = L V, where (L V)(s) = max_a `backup`(V)[s, a], cut at min L V + `span` where that is given.
 
-    `backup` maps V (S,) to the right-hand side of (1), (S, A). At the end L V - V lies within `tolerance` of a constant.
+    `backup` maps V (S,) to the right-hand side of (1), (S, A). In the end L V - V is a constant within `tolerance`.
     With a `span` there is always a solution, and the damped iteration tends to it: the cut operator is monotone,
     commutes with constants, and maps into a compact set modulo constants. Without, the process must be weakly
     communicating.
