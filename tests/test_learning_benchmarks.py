@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402 - a benchmark is a script, and finds its neighbours in its own folder
 
+import json
 import sys
 from pathlib import Path
 
@@ -58,3 +59,17 @@ def test_the_optimizers_comparison_runs(tmp_path):
     text = out.read_text()
     assert "| adamw " in text and "| frugal " in text and out.with_suffix(".png").exists()
     assert len(list((tmp_path / "runs").glob("*.json"))) == 6
+
+
+def test_the_regret_benchmark_runs_and_tells_the_same_in_json_and_in_its_table(tmp_path):
+    out = tmp_path / "regret.md"
+    printed = output_of(start(ROOT / "benchmarks" / "regret.py", "--quick", "--json", "--out", out))
+    progress, _, document = printed.partition("\n{")
+    assert progress.count("seed 2: regret") == 4 + 4 + 13
+    tables = json.loads("{" + document)["tables"]
+    river = {summary["method"]: summary for summary in tables["RiverSwim, six states"]}
+    assert river["LOOP, beta 0.5"]["regret"][-1] < 0.3 * river["greedy"]["regret"][-1]
+    assert river["greedy"]["violations"] == river["greedy"]["plans"]
+    text = out.read_text()
+    assert f"{river['greedy']['regret'][-1]:,.0f}" in text and "| NORA, eta 0.5 " in text
+    assert out.with_suffix(".png").exists()

@@ -25,8 +25,9 @@ def mean_regret(runs):
     return statistics.mean(run.record.regret[-1] for run in runs)
 
 
-def test_the_lock_is_opened_with_few_switches():
-    runs = learn(NoraSettings(0.5))
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(10), marks=pytest.mark.slow)], ids=["fast", "all"])
+def test_the_lock_is_opened_with_few_switches(seeds):
+    runs = learn(NoraSettings(0.5), seeds)
     assert mean_regret(runs) <= 200
     assert max(len(run.record.switches) for run in runs) <= 35
     assert min(run.optimality for run in runs) >= 0.99
@@ -48,12 +49,19 @@ def test_a_critic_of_every_episode_is_fine_without_resets(target):
     assert mean_regret(runs) <= 60 and min(run.optimality for run in runs) >= 0.99
 
 
+@pytest.mark.slow
 def test_without_optimism_the_lock_needs_data_that_cover_its_code():
     settings = NoraSettings(is_optimistic=False, switching="rare_or_doubling")
     assert min(run.optimality for run in learn(settings)) <= 0.5
     with_data = learn(settings, offline=COVERING)
     assert min(run.optimality for run in with_data) >= 0.99
     assert mean_regret(with_data) <= 200
+
+
+def test_data_that_cover_the_code_make_up_for_optimism():
+    settings = NoraSettings(is_optimistic=False, switching="rare_or_doubling")
+    alone, with_data = (learn(settings, range(5), 1024, offline) for offline in (None, COVERING))
+    assert min(run.optimality for run in alone) <= 0.5 and min(run.optimality for run in with_data) >= 0.99
 
 
 def test_offline_data_save_switches():
