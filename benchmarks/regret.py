@@ -221,8 +221,8 @@ def lay_out(found: Mapping[str, Sequence[Summary]], seeds: int, judged: Sequence
     parts = [
         "# Regret of LOOP and NORA on finite processes",
         f"{seeds} seeds. Mean regret at T/16, T/8, T/4, T/2 and T, standard deviation at T; slope: x of regret ~ T^x "
-        "at the last three. Switches: hypotheses in use, the first one included, at T/4, T/2 and T, and the most of any "
-        "seed; violations: those that promised less than the optimum, of all. Differential Q-learning has none.",
+        "at the last three. Switches: hypotheses in use, the first one included, at T/4, T/2 and T, and the most of "
+        "any seed; violations: those that promised less than the optimum, of all. Differential Q-learning has none.",
     ]
     for title, summaries in found.items():
         marks, has_value = summaries[0].marks, summaries[0].optimality is not None
@@ -232,7 +232,9 @@ def lay_out(found: Mapping[str, Sequence[Summary]], seeds: int, judged: Sequence
         lines = [table_line(summary) for summary in summaries]
         parts.append(table.markdown(header, lines))
     if judged:
-        verdicts = [[bar.claim, f"{without_sign(bar.measured, 3):,}", "met" if bar.is_met else "**missed**"] for bar in judged]
+        verdicts = [
+            [bar.claim, f"{without_sign(bar.measured, 3):,}", "met" if bar.is_met else "**missed**"] for bar in judged
+        ]
         parts.append(table.markdown(["bar", "measured", ""], verdicts))
     else:
         parts.append("Quick runs: no bar is for them.")
