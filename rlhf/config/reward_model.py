@@ -1,6 +1,6 @@
 """The whole configuration of training a reward model."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,9 @@ class RewardModelTrainingConfig(StageConfig):
 
     data: Annotated[ArithmeticConfig | PreferencesConfig, Field(discriminator="type")]
     evaluation: PairEvaluationConfig = PairEvaluationConfig()
+    wordings: Literal["varied", "number"] = "varied"
+    """Of generated answers: as models word them, or the number alone, which is learned from far fewer pairs and judges
+    only policies that answer so."""
     head_lr: float | None = Field(1e-3, gt=0)
     """Peak learning rate of the head, which starts from noise and needs longer steps than the backbone. None: that of
     the optimizer."""

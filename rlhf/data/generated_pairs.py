@@ -15,13 +15,15 @@ WORDINGS = (
     *["{answer}"] * 6, "{answer}.", *["The answer is {answer}."] * 2, *["{expression} = {answer}"] * 2,
     "The result of {expression} is {answer}.",
 )  # fmt: skip
+WORDINGS_BY_NAME = {"varied": WORDINGS, "number": ("{answer}",)}
 EXPRESSION = re.compile(r"What is (-?\d+(?: [-+*] \d+)+)\?")
 
 
-def pair_fields(problem: Problem, draws: Draws) -> Mapping[str, str]:
+def pair_fields(problem: Problem, draws: Draws, wordings: str = "varied") -> Mapping[str, str]:
     """`prompt`, `chosen` and `rejected` of an arithmetic problem, in TRL's standard format.
 
-    Raises ValueError where the question is not that of a generated sum.
+    `wordings`: "varied", or "number" for answers that are the number alone. Raises ValueError where the question is not
+    that of a generated sum.
     """
     found = EXPRESSION.match(problem.question)
     if found is None:
@@ -30,7 +32,8 @@ def pair_fields(problem: Problem, draws: Draws) -> Mapping[str, str]:
     slips = wrong_answers(expression, gold)
     names = sorted(slips)
     wrong = slips[names[draws.below(len(names))]]
-    one, other = (WORDINGS[draws.below(len(WORDINGS))] for _ in range(2))
+    worded = WORDINGS_BY_NAME[wordings]
+    one, other = (worded[draws.below(len(worded))] for _ in range(2))
     if draws.below(2):
         other = one
     return {

@@ -1,6 +1,7 @@
 """Training a reward model by TRL's RewardTrainer, from a configuration to `<run>/model` and its held-out accuracy."""
 
 import copy
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -145,7 +146,8 @@ def load_pairs(
     """(`chosen_ids` and `rejected_ids` of the rows to train on, held-out pairs)."""
     rows, others = stage_rows(
         config.data, config.evaluation.data, train=config.training.steps * config.training.rows_per_step,
-        held_out=config.evaluation.pairs, seed=config.run.seed, make=pair_fields,
+        held_out=config.evaluation.pairs, seed=config.run.seed,
+        make=functools.partial(pair_fields, wordings=config.wordings),
     )  # fmt: skip
     encoded = [encoded for _, encoded in _usable(rows, config.data, tokenizer, config, "to train on")]
     source = config.evaluation.data or config.data

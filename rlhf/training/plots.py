@@ -78,7 +78,7 @@ CHARTS = (
           "raises it.", {"value/cal_logratio": "log-ratio"}, reference=0.0),
     Chart("Preferences", "Parts of the loss", "The pairs' loss, and the value term sign x alpha x beta x log-ratio.",
           {"loss/preference": "pairs", "loss/value": "value"}),
-    Chart("Critic", "Explained variance", "Of the returns of fresh rollouts, by the critic's values. At 0 it knows nothing "
+    Chart("Critic", "Explained variance", "Of fresh rollouts' returns, by the critic's values. At 0 it knows nothing "
           "but the mean; below, it misleads.", {"critic/explained_variance": "explained"}, reference=0.0),
     Chart("Critic", "Values and returns", "Mean over tokens.",
           {"critic/value_mean": "values", "critic/target_mean": "targets"}),

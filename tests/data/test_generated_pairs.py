@@ -50,6 +50,12 @@ def test_wording_does_not_tell_right_from_wrong():
     assert shares == pytest.approx([1 / 2, 1 / 2], abs=0.03)
 
 
+def test_numbers_alone():
+    for index in range(100):
+        pair = pair_fields(training_problem(2, 0, index), Draws("test", index), "number")
+        assert pair["chosen"].isdigit() and pair["rejected"].isdigit() and pair["chosen"] != pair["rejected"]
+
+
 def test_a_pair_is_a_function_of_its_draws():
     problem = training_problem(2, 0, 0)
     assert pair_fields(problem, Draws("a", 1)) == pair_fields(problem, Draws("a", 1))
