@@ -2,8 +2,8 @@
 
     python benchmarks/capo_overhead.py
 
-One learner and one engine; in each round the same fresh samples are learned by GRPO, by CAPO that predicts plain SGD
-steps and by CAPO that predicts the optimizer's own, in rotating order. A step is generation, grading, update and weight
+One learner and one engine; in each round the same fresh samples are learned by GRPO and by CAPO with each of its step
+models, in rotating order. A step is generation, grading, update and weight
 sync; only the update differs. Thresholds hold everything and the learning rate is next to 0, so all learn from the same
 tokens at the same weights. Medians; the first round is left out.
 """
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     arguments = parser.parse_args()
     common = ["--config", arguments.config, "--engine.type", arguments.engine, *WIDE]
-    models = {"CAPO, sgd": "sgd", "CAPO, adam_frozen": "adam_frozen"}
+    models = {f"CAPO, {model}": model for model in ("sgd", "adam_frozen", "adam_row")}
     configs = {
         name: parse_config(CAPOConfig, [*common, "--algorithm.curvature.step_model", model])
         for name, model in models.items()
