@@ -6,52 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from rlhf.algorithms.generalised_advantages import generalised_advantages
 from rlhf.config.loading import to_yaml
 from rlhf.config.ppo import PPOConfig
 from rlhf.models.loading import load_policy
-from rlhf.models.packing import TrainingSequence
 from rlhf.models.value_head import ValueHead
-from rlhf.trainers.build_critic import make_critic
-from rlhf.trainers.ppo import ActorCritic
 from rlhf.training.checkpoint import list_checkpoints
-from rlhf.training.guards import NonFiniteGuard
-from rlhf.training.learner import Learner
 from rlhf.training.metrics import deterministic
+from tests.invariants.ppo_step import make_actor_critic, ppo_config, returns, sequences
 from tests.processes import output_of, start
 from tests.tiny_runs import make_samples, save_tiny_model, tiny_config
 
+SAMPLES = make_samples()
 RECIPE = ("recipes/ppo.py", "--config")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-def ppo_config(model: str, budget: int = 128, critic: dict[str, Any] | None = None, **changes: Any) -> PPOConfig:
-    algorithm = {"critic": {"bounds": [-1.0, 2.0], **(critic or {})}, **changes.pop("algorithm", {})}
-    batch = {"steps": 4, "prompts_per_step": 8, "tokens_per_micro_batch": budget, "max_grad_norm": 1e9}
-    sections = {"algorithm": algorithm, "batch": batch, "guards": {"ratio_tolerance": 1e9}} | changes
-    return tiny_config(model, schema=PPOConfig, **sections)
-
-
-def make(config: PPOConfig, folder: Path) -> tuple[Learner, ActorCritic]:
-    accelerator = Accelerator(cpu=True)
-    policy = load_policy(config.model)
-    critic = make_critic(config, policy, accelerator)
-    learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder), critic=critic)
-    return learner, ActorCritic(config.algorithm, config.sampling.samples_per_prompt)
-
-
-def sequences() -> list[TrainingSequence]:
-    return [TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in make_samples()]
-
-
-def returns() -> list[list[float]]:
-    return [[sample.reward] * len(sample.completion_ids) for sample in make_samples()]
 
 
 def flat_weights(module: torch.nn.Module) -> torch.Tensor:
@@ -70,39 +43,25 @@ def test_a_bounded_head_begins_in_the_middle_and_never_leaves_its_bounds() -> No
 @pytest.mark.parametrize("trunk", ["separate", "policy"])
 def test_the_critic_learns_returns_and_leaves_the_policy_alone(trunk: str, model: str, tmp_path: Path) -> None:
     config = ppo_config(model, critic={"trunk": trunk, "head_lr": 0.03, "optimizer": {"type": "adamw", "lr": 3e-3}})
-    learner, _ = make(config, tmp_path)
+    learner, _ = make_actor_critic(config, tmp_path)
     before = flat_weights(learner.policy)
     critic = learner.critic
-    old = critic.values(sequences())
-    critic.update(sequences(), returns(), old)
+    old = critic.values(sequences(SAMPLES))
+    critic.update(sequences(SAMPLES), returns(SAMPLES), old)
     first = critic.metrics["critic/loss"]
     for _ in range(30):
-        critic.update(sequences(), returns(), old)
+        critic.update(sequences(SAMPLES), returns(SAMPLES), old)
     assert critic.metrics["critic/loss"] < (0.2 if trunk == "separate" else 0.9) * first
     assert torch.equal(flat_weights(learner.policy), before)
     assert all(parameter.grad is None for parameter in learner.policy.parameters())
-    values = critic.values(sequences())
-    critic.update(sequences(), returns(), values)
+    values = critic.values(sequences(SAMPLES))
+    critic.update(sequences(SAMPLES), returns(SAMPLES), values)
     assert critic.metrics["critic/explained_variance"] > (0.8 if trunk == "separate" else 0.05)
 
 
-@pytest.mark.parametrize("trunk", ["separate", "policy"])
-def test_micro_batches_do_not_change_the_critic_s_step(trunk: str, model: str, tmp_path: Path) -> None:
-    states = []
-    for budget in (10_000, 48, 1):
-        critic = make(ppo_config(model, budget, {"trunk": trunk}), tmp_path)[0].critic
-        # plain SGD shows the gradient, which Adam's first step hides
-        parameters = [*critic.weights.masters, *critic.head.parameters()]
-        critic.optimizers, critic.peaks = {"all": torch.optim.SGD(parameters, lr=1.0)}, {"all": [1.0]}
-        critic.update(sequences(), returns(), critic.values(sequences()))
-        states.append(torch.cat([tensor.flatten() for tensor in critic.state_tensors().values()]))
-    for state in states[1:]:
-        assert float((state - states[0]).norm() / states[0].norm()) < 1e-6
-
-
 def test_advantages_are_of_the_values_before_the_critic_learns(model: str, tmp_path: Path) -> None:
-    learner, algorithm = make(ppo_config(model), tmp_path)
-    batch = algorithm.prepare(make_samples(), learner)
+    learner, algorithm = make_actor_critic(ppo_config(model), tmp_path)
+    batch = algorithm.prepare(SAMPLES, learner)
     for sample in batch:
         rewards = [0.0] * sample.length
         if rewards:
@@ -110,13 +69,13 @@ def test_advantages_are_of_the_values_before_the_critic_learns(model: str, tmp_p
         # the head begins at the middle of its bounds
         expected = generalised_advantages(rewards, [0.5] * sample.length, trace_decay=0.95)
         assert sample.advantages == pytest.approx(expected, abs=1e-6)
-    assert any(value != 0.5 for row in learner.critic.values(sequences()) for value in row)
+    assert any(value != 0.5 for row in learner.critic.values(sequences(SAMPLES)) for value in row)
 
 
 def test_token_advantages_reach_the_loss(model: str, tmp_path: Path) -> None:
     """The policy's gradient is that of sum w A log pi, token by token."""
-    learner, algorithm = make(ppo_config(model), tmp_path)
-    batch = algorithm.prepare(make_samples(), learner)
+    learner, algorithm = make_actor_critic(ppo_config(model), tmp_path)
+    batch = algorithm.prepare(SAMPLES, learner)
     caught = []
     learner.optimizer.step = lambda: caught.append(torch.cat([m.grad.flatten() for m in learner.weights.masters]))
     learner.update(batch, algorithm, 1)
@@ -134,17 +93,17 @@ def test_token_advantages_reach_the_loss(model: str, tmp_path: Path) -> None:
 
 
 def test_the_policy_stands_still_while_the_critic_learns_alone(model: str, tmp_path: Path) -> None:
-    learner, algorithm = make(ppo_config(model, critic={"pretrain_steps": 1}), tmp_path)
+    learner, algorithm = make_actor_critic(ppo_config(model, critic={"pretrain_steps": 1}), tmp_path)
     before = flat_weights(learner.policy)
-    metrics = learner.update(algorithm.prepare(make_samples(), learner), algorithm, 1)
+    metrics = learner.update(algorithm.prepare(SAMPLES, learner), algorithm, 1)
     assert torch.equal(flat_weights(learner.policy), before)
     assert metrics["tokens/trained"] == 0 and metrics["critic/loss"] > 0
     assert learner.critic.updates == learner.updates == 1
 
 
 def test_whitened_advantages_have_mean_0_and_spread_1(model: str, tmp_path: Path) -> None:
-    learner, algorithm = make(ppo_config(model, algorithm={"whiten": True}), tmp_path)
-    flat = torch.tensor([a for sample in algorithm.prepare(make_samples(), learner) for a in sample.advantages])
+    learner, algorithm = make_actor_critic(ppo_config(model, algorithm={"whiten": True}), tmp_path)
+    flat = torch.tensor([a for sample in algorithm.prepare(SAMPLES, learner) for a in sample.advantages])
     assert float(flat.mean()) == pytest.approx(0, abs=1e-6)
     assert float(flat.std(unbiased=False)) == pytest.approx(1, abs=1e-5)
 
@@ -165,11 +124,10 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trunk", ["separate", "policy"])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(trunk: str, model: str, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(model: str, tmp_path: Path) -> None:
     def write(name: str, steps: int) -> Path:
         config = ppo_config(
-            model, critic={"trunk": trunk, "pretrain_steps": 1}, run={"folder": str(tmp_path), "name": name},
+            model, critic={"pretrain_steps": 1}, run={"folder": str(tmp_path), "name": name},
             batch={"steps": steps, "prompts_per_step": 4, "minibatches": 2, "tokens_per_micro_batch": 128},
         )  # fmt: skip
         file = tmp_path / f"{name}.yaml"
