@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.algorithms.mdp_views import is_done, outcome_rewards, summed_rewards, view_actions
@@ -49,6 +49,7 @@ def test_a_truncated_completion_is_not_done():
     assert is_done(actions, torch.tensor([True, False])).tolist() == [False, False, True]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 50))
 def test_the_chunks_of_completions_partition_their_tokens(lengths, chunk):
     actions = view_actions("chunk", lengths, chunk_tokens=chunk)
@@ -61,6 +62,7 @@ def test_the_chunks_of_completions_partition_their_tokens(lengths, chunk):
     torch.testing.assert_close(total_B, expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_chunks_of_one_token_and_turns_of_one_token_are_the_token_view(lengths):
     views = (
