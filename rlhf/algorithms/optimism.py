@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 OptimismKind = Literal["ucb", "max_in_set", "lme", "elliptic", "mex", "none", "min"]
@@ -23,10 +22,10 @@ class Optimism:
 
     ucb: mean + `bonus_scale` times the unbiased standard deviation. max_in_set: the largest over members of the
     confidence set, the literal reading of the theory (arXiv 2505.03710); it needs many members. lme:
-    `temperature` log mean exp(q / `temperature`), between the mean (infinity) and the maximum (0), the optimistic branch
-    of a KL-regularised optimum under an uncertain reward (arXiv 2606.09073). elliptic: mean + `bonus_scale` times a
-    given bonus, which must be added to the targets as well, or it is not propagated. mex: the mean, the optimism being
-    in the training (`mex_term`). none: the mean. min: pessimism.
+    `temperature` log mean exp(q / `temperature`), between the mean (infinity) and the maximum (0), the optimistic
+    branch of a KL-regularised optimum under an uncertain reward (arXiv 2606.09073). elliptic: mean + `bonus_scale`
+    times a given bonus, which must be added to the targets as well, or it is not propagated. mex: the mean, the
+    optimism being in the training (`mex_term`). none: the mean. min: pessimism.
 
     `bounds`: range of returns. Raises ValueError for settings out of range.
     """

@@ -122,6 +122,18 @@ class Policy(nn.Module):
         with torch.no_grad(), self.model.disable_adapter():
             return self._statistics(batch, False).logp_N
 
+    def frozen_hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """As `hidden`, without gradients."""
+        with torch.no_grad():
+            return self.hidden(batch)
+
+    def reference_hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """As `frozen_hidden`, of the base model, adapters off. Raises ValueError for a policy without adapters."""
+        if not self.has_adapters:
+            raise ValueError("reference_hidden needs LoRA: without adapters, load the reference as a second policy")
+        with self.model.disable_adapter():
+            return self.frozen_hidden(batch)
+
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of what is trained; a tied weight once."""
         return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]

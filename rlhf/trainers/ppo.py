@@ -45,7 +45,7 @@ class ActorCritic(PolicyGradient):
             )
         critic.update(sequences, targets, values)
         if config.whiten:
-            advantages = _whitened(advantages, learner)
+            advantages = whitened(advantages, learner)
         is_pretraining = max(sample.policy_version for sample in samples) < config.critic.pretrain_steps
         batch = []
         for sample, advantage_T, reference in zip(samples, advantages, references, strict=True):
@@ -67,7 +67,7 @@ class ActorCritic(PolicyGradient):
         return rewards
 
 
-def _whitened(advantages: list[tuple[float, ...]], learner: Learner) -> list[tuple[float, ...]]:
+def whitened(advantages: list[tuple[float, ...]], learner: Learner) -> list[tuple[float, ...]]:
     """(A - mean) / std over the tokens of all ranks."""
     flat = [value for row in advantages for value in row]
     sums = sum_numbers({"n": len(flat), "sum": sum(flat), "squares": sum(v * v for v in flat)}, learner.device)

@@ -106,7 +106,7 @@ def run(
         reference = load_policy(config.model, temperature=config.sampling.temperature).to(accelerator.device)
         reference.requires_grad_(False).eval()
     algorithm = make_algorithm(config.algorithm, config.completions_per_prompt)
-    critic = make_critic(config, policy, accelerator)
+    critic = make_critic(config, policy, reference, accelerator)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference, critic)
     engine = None if is_offline and not evaluators else build_engine(
         config.engine, config.model, tokenizer=tokenizer,

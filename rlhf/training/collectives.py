@@ -28,6 +28,13 @@ def sum_numbers(values: Mapping[str, float], device: torch.device) -> dict[str, 
     return dict(zip(names, tensor.tolist(), strict=True))
 
 
+def sum_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def maximum(value: int, device: torch.device) -> int:
     if not is_distributed():
         return value

@@ -156,9 +156,7 @@ class CriticLearner:
     def _forward(self, packed: PackedBatch) -> Tensor:
         if self.trains_trunk:
             return self.head(self.trunk.hidden(packed))
-        with torch.no_grad():
-            hidden_ND = self.trunk.hidden(packed)
-        return self.head(hidden_ND)
+        return self.head(self.trunk.frozen_hidden(packed))
 
     def _zero_gradients(self) -> None:
         self.weights.zero_gradients()

@@ -1,7 +1,7 @@
 """The learner: packed micro-batches in, one optimizer step out, under one denominator."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -22,8 +22,6 @@ from rlhf.training.algorithm import (
 )
 from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
 from rlhf.training.collectives import sum_gradients, sum_numbers
-from rlhf.training.critic_learner import PREFIX as CRITIC_PREFIX
-from rlhf.training.critic_learner import CriticLearner
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.master_weights import MasterWeights
 from rlhf.training.metrics import MetricAverager
@@ -32,6 +30,25 @@ from rlhf.training.schedule import learning_rate_factor
 
 REFERENCE_PREFIX = "reference."
 """In checkpoints, before the names of the reference's parameters."""
+CRITIC_PREFIX = "critic."
+"""The same, of what the critic keeps."""
+
+
+class Critic(Protocol):
+    """What the learner carries for an algorithm with a critic: it is saved, loaded and reported with the policy."""
+
+    metrics: dict[str, float]
+    """Of the last step, equal on all ranks."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Names begin with `CRITIC_PREFIX`."""
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Tensors and primitives."""
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Learner:
@@ -44,7 +61,7 @@ class Learner:
         accelerator: Accelerator,
         guard: NonFiniteGuard,
         reference: Policy | None = None,
-        critic: CriticLearner | None = None,
+        critic: Critic | None = None,
     ) -> None:
         self.policy, self.config, self.accelerator, self.guard = policy, config, accelerator, guard
         self.reference, self.critic = reference, critic

@@ -82,6 +82,12 @@ CHARTS = (
           "but the mean; below, it misleads.", {"critic/explained_variance": "explained"}, reference=0.0),
     Chart("Critic", "Values and returns", "Mean over tokens.",
           {"critic/value_mean": "values", "critic/target_mean": "targets"}),
+    Chart("Critic", "Optimism", "The frozen critic's value of a prompt less the mean reward; below 0 it promises too "
+          "little.", {"critic/optimism_gap": "value less reward"}, reference=0.0),
+    Chart("Critic", "Exchanges", "Information gained since the critic that guides the policy was exchanged, in nats.",
+          {"switch/nats": "nats"}, smooth=False),
+    Chart("Critic", "Disagreement", "Standard deviation of the members' values, mean over states.",
+          {"critic/spread": "spread"}),
     Chart("Optimisation", "Gradient norm", "Before clipping.", {"gradient/norm": "norm"}),
     Chart("Optimisation", "Learning rate", "At the last optimizer step of each step.", {"optimizer/lr": "rate"},
           smooth=False),

@@ -29,7 +29,7 @@ def ppo_config(model: str, budget: int = 128, critic: dict[str, Any] | None = No
 def make_actor_critic(config: PPOConfig, folder: Path) -> tuple[Learner, ActorCritic]:
     accelerator = Accelerator(cpu=True)
     policy = load_policy(config.model)
-    critic = make_critic(config, policy, accelerator)
+    critic = make_critic(config, policy, None, accelerator)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder), critic=critic)
     return learner, ActorCritic(config.algorithm, config.sampling.samples_per_prompt)
 

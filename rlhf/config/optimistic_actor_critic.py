@@ -1,0 +1,135 @@
+"""Optimistic actor-critic in NORA's manner: advantages of an optimistic critic that is exchanged rarely."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.config.algorithm import KLConfig, PolicyGradientConfig
+from rlhf.config.grpo import GRPOConfig
+from rlhf.config.section import Section
+
+
+class ActionViewConfig(Section):
+    """What counts as one action of a completion, and what it can earn."""
+
+    view: Literal["token", "chunk"] = "chunk"
+    """Every token, or every `chunk_tokens` tokens."""
+    chunk_tokens: int = Field(32, ge=1)
+    """Tokens of a chunk. The theory's cost grows with the number of actions, not of tokens."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """The smallest and the largest return of an episode; values are clipped to them."""
+
+    @model_validator(mode="after")
+    def _refuse_an_empty_range(self) -> "ActionViewConfig":
+        if not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds = {list(self.bounds)} is no range: give the smallest and the largest return")
+        return self
+
+
+class EnsembleConfig(Section):
+    """The critic: an ensemble of values on the reference's hidden states, which no update of the policy moves."""
+
+    members: int = Field(10, ge=2)
+    """Of the ensemble; their spread is the uncertainty."""
+    prior_scale: float = Field(0.3, ge=0)
+    """Size of the members' fixed random parts, in units of the range. Without them members collapse onto each other."""
+    bootstrap: float = Field(0.8, gt=0, le=1)
+    """Chance that a member learns from an episode."""
+    expectile: float = Field(0.9, ge=0.5, lt=1)
+    """Above one half values lean to the best of what was seen: an in-sample maximum. 0.7 where the environment is
+    random, whose luck it would count as skill."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of the ensemble."""
+    polyak: float = Field(0.05, gt=0, le=1)
+    """Rate at which the copy that targets are made of follows."""
+    updates: int = Field(32, ge=1)
+    """Critic steps in each step of the run."""
+    episodes: int = Field(128, ge=1)
+    """Episodes of a critic step, over all ranks: half of them since the last switch, half from all that is kept."""
+    buffer_episodes: int = Field(20_000, ge=1)
+    """Episodes that are kept, on each rank."""
+
+
+class OptimismConfig(Section):
+    """What the policy is told a state is worth."""
+
+    kind: Literal["ucb", "lme", "none", "min"] = "ucb"
+    """Mean plus spread of the members, their log-mean-exp, their mean, or the lowest."""
+    bonus_scale: float = Field(1.0, ge=0)
+    """ucb: how many standard deviations."""
+    temperature: float = Field(0.05, gt=0)
+    """lme: large gives the mean, small the maximum."""
+
+
+class SwitchConfig(Section):
+    """When the critic that guides the policy is exchanged for the one that has learned on. Rarely: each exchange makes
+    the policy start anew towards another goal."""
+
+    features: int = Field(64, ge=1)
+    """Random directions of the states that are counted."""
+    nats: float = Field(8.0, gt=0)
+    """Exchange when the log-determinant of the features' Gram matrix has grown by so much."""
+    min_steps: int = Field(2, ge=1)
+    """Never sooner after the last exchange."""
+    max_steps: int = Field(16, ge=1)
+    """Never later."""
+
+    @model_validator(mode="after")
+    def _refuse_an_empty_window(self) -> "SwitchConfig":
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps = {self.min_steps} is above max_steps = {self.max_steps}: lower one of them")
+        return self
+
+
+class OptimisticConfig(PolicyGradientConfig):
+    """Clipped policy gradient on the advantages of a frozen, optimistic critic (after NORA, arXiv 2505.03710)."""
+
+    type: Literal["optimistic_actor_critic"] = "optimistic_actor_critic"
+    preset: Literal["nora", "non_optimistic"] = "nora"
+    """non_optimistic: the members' mean, without priors; for comparison, or where offline data cover good play."""
+    advantage: Literal["optimistic"] = "optimistic"
+    """r + V(next state) - V(state) of the frozen critic, the same for all tokens of an action."""
+    actions: ActionViewConfig = ActionViewConfig()
+    """States and actions."""
+    ensemble: EnsembleConfig = EnsembleConfig()
+    """The critic."""
+    optimism: OptimismConfig = OptimismConfig()
+    """From members to a value."""
+    switch: SwitchConfig = SwitchConfig()
+    """When the policy gets a new critic."""
+    pretrain_steps: int = Field(2, ge=1)
+    """In the first steps of the run the critic alone learns; at their end the policy gets it."""
+    whiten: bool = False
+    """Divide the step's advantages by their standard deviation, less their mean."""
+    kl: KLConfig = KLConfig(coefficient=0.05)
+    """The pull to the reference; 1 / coefficient is how far the policy may lean towards the critic."""
+
+    @property
+    def needs_reference_model(self) -> bool:
+        return True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        filled = {"loss": "clip", "importance": "token", "denominator": "token", **values}
+        if values.get("preset") == "non_optimistic":
+            filled["optimism"] = {"kind": "none", **values.get("optimism", {})}
+            filled["ensemble"] = {"prior_scale": 0.0, **values.get("ensemble", {})}
+        return filled
+
+
+class OptimisticActorCriticConfig(GRPOConfig):
+    """Optimistic actor-critic (after NORA, arXiv 2505.03710); research: default off, compare with GRPO and PPO."""
+
+    algorithm: OptimisticConfig = OptimisticConfig()
+
+    @model_validator(mode="after")
+    def _refuse_padded_batches(self) -> "OptimisticActorCriticConfig":
+        if self.model.attention != "packed":
+            raise ValueError(
+                f"model.attention = {self.model.attention}: the critic reads the states of packed batches; set "
+                "model.attention to packed"
+            )
+        return self

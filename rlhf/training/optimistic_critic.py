@@ -1,0 +1,205 @@
+"""The critic of the optimistic actor-critic: an ensemble that learns from every episode, and the frozen copy of it that
+guides the policy until enough has been learned to exchange it."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf.algorithms.expectile import expectile_loss, follow
+from rlhf.algorithms.information_gain import InformationGain, SwitchRule, unit_features
+from rlhf.algorithms.mdp_views import ActionView, is_done, outcome_rewards, view_actions
+from rlhf.algorithms.optimism import Optimism, optimistic_value
+from rlhf.config.optimistic_actor_critic import OptimisticConfig
+from rlhf.config.recipe import RecipeConfig
+from rlhf.data.episodes import Episode
+from rlhf.data.replay_buffer import ReplayBuffer
+from rlhf.data.seeds import derive_seed
+from rlhf.data.types import Sample
+from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
+from rlhf.models.value_ensemble import ValueEnsemble
+from rlhf.training.collectives import rank_of_world, sum_gradients, sum_numbers, sum_tensor
+from rlhf.training.guards import TrainingStopped
+
+PREFIX = "critic."
+NETWORKS = ("online", "target", "frozen")
+
+
+class OptimisticCritic:
+    """`states_of`: final hidden states of a packed batch under the reference policy, without gradients. Values are of
+    these, so neither the policy nor its updates move what the critic stands on. Collective over ranks; each rank keeps
+    the episodes that it made.
+    """
+
+    def __init__(
+        self, states_of: Callable[[PackedBatch], Tensor], hidden: int, config: RecipeConfig,
+        settings: OptimisticConfig, accelerator: Accelerator,
+    ) -> None:  # fmt: skip
+        self.states_of, self.config, self.settings, self.device = states_of, config, settings, accelerator.device
+        ensemble, actions, seed = settings.ensemble, settings.actions, config.run.seed
+        self.online = ValueEnsemble(
+            hidden, members=ensemble.members, bounds=actions.bounds, prior_scale=ensemble.prior_scale, seed=seed
+        ).to(self.device)
+        self.target, self.frozen = copy.deepcopy(self.online), copy.deepcopy(self.online)
+        self.optimizer = torch.optim.AdamW(self.online.parameters(), lr=ensemble.lr, weight_decay=0.01)
+        rank, self.ranks = rank_of_world()
+        self.buffer = ReplayBuffer(
+            seed=derive_seed(seed, "replay", rank), max_episodes=ensemble.buffer_episodes
+        )
+        generator = torch.Generator().manual_seed(derive_seed(seed, "features") % 2**63)
+        features = settings.switch.features
+        self.projection_DP = torch.randn(hidden, features, generator=generator).to(self.device)
+        self.information = InformationGain(features)
+        self.rule = SwitchRule(settings.switch.nats, settings.switch.min_steps, settings.switch.max_steps)
+        kind, bonus, temperature = settings.optimism.kind, settings.optimism.bonus_scale, settings.optimism.temperature
+        self.optimism = Optimism(kind, actions.bounds, bonus, temperature)
+        self.updates = self.epoch = self.steps_since_exchange = 0
+        self.metrics: dict[str, float] = {}
+
+    def view(self, lengths: Sequence[int]) -> ActionView:
+        """The actions of completions with so many tokens."""
+        return view_actions(self.settings.actions.view, lengths, chunk_tokens=self.settings.actions.chunk_tokens)
+
+    def states(self, sequences: Sequence[TrainingSequence], view: ActionView) -> Tensor:
+        """Hidden states (S, D) of the view's states, the one behind a completion's last token among them."""
+        # one more token, so that the last one is forwarded; what it is, no state sees
+        longer = [TrainingSequence(s.prompt_ids, (*s.completion_ids, s.completion_ids[-1])) for s in sequences]
+        parts: list[Tensor] = [torch.empty(0)] * len(longer)
+        for members in micro_batches(longer, self.config.batch.tokens_per_micro_batch):
+            chosen = [longer[index] for index in members]
+            hidden_ND = self.states_of(pack(chosen).to(self.device)).float()
+            for index, rows in zip(members, hidden_ND.split([len(s.completion_ids) for s in chosen]), strict=True):
+                parts[index] = rows[view.position_S[view.sequence_S == index].to(self.device)]
+        return torch.cat(parts)
+
+    def learn(self, samples: Sequence[Sample]) -> None:
+        """Keep the samples, count what is new in them, and learn from all that is kept.
+
+        Raises TrainingStopped at a loss that is not finite.
+        """
+        self.buffer.add(self._episode(sample) for sample in samples if sample.completion_ids)
+        own = [TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in samples if s.completion_ids]
+        features = self.settings.switch.features
+        outer_PP = torch.zeros(features, features, dtype=torch.float64, device=self.device)
+        if own:
+            view = self.view([len(sequence.completion_ids) for sequence in own])
+            phi_AP = unit_features(self.states(own, view)[view.next_state_A.to(self.device)], self.projection_DP)
+            outer_PP = phi_AP.double().T @ phi_AP.double()
+        self.information.add(sum_tensor(outer_PP))
+        self.steps_since_exchange += 1
+        losses = self._fit()
+        spread = self.metrics.get("critic/spread")
+        self.metrics = {
+            "critic/loss": sum(losses) / len(losses), "critic/episodes": float(len(self.buffer.online)),
+            "switch/nats": self.information.gained, "switch/steps": float(self.steps_since_exchange),
+        } | ({} if spread is None else {"critic/spread": spread})  # fmt: skip
+
+    def exchange(self, *, force: bool = False) -> bool:
+        """Give the policy the critic that has learned on, where the rule says so; whether it did."""
+        cause = "forced" if force else self.rule.cause(self.information.gained, self.steps_since_exchange)
+        self.metrics |= {"switch/exchanged": float(cause is not None), "switch/forced": float(cause == "forced")}
+        if cause is None:
+            return False
+        self.frozen.load_state_dict(self.online.state_dict())
+        self.information.mark()
+        self.epoch += 1
+        self.steps_since_exchange = 0
+        return True
+
+    @torch.no_grad()
+    def guidance(self, state_SD: Tensor) -> Tensor:
+        """The frozen critic's optimistic value of each state; (S,)."""
+        value_SK = self.frozen(state_SD)
+        self.metrics["critic/spread"] = float(value_SK.std(-1).mean())
+        return optimistic_value(value_SK, self.optimism)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The three ensembles by name, and the counted features."""
+        networks = {
+            f"{PREFIX}{name}.{key}": tensor.detach()
+            for name in NETWORKS for key, tensor in getattr(self, name).state_dict().items()
+        }  # fmt: skip
+        return networks | {f"{PREFIX}gram": self.information.gram_PP}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """What `state_tensors` gave."""
+        named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        for name in NETWORKS:
+            own = {key.removeprefix(f"{name}."): t for key, t in named.items() if key.startswith(f"{name}.")}
+            getattr(self, name).load_state_dict(own)
+        self.information.gram_PP = named["gram"].double()
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer, the counters and this rank's episodes."""
+        return {
+            "optimizer": self.optimizer.state_dict(), "buffer": self.buffer.state_dict(), "updates": self.updates,
+            "epoch": self.epoch, "steps_since_exchange": self.steps_since_exchange, "marked": self.information.marked,
+            "spread": self.metrics.get("critic/spread"),
+        }  # fmt: skip
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        """What `optimizer_state` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.updates, self.epoch = state["updates"], state["epoch"]
+        self.steps_since_exchange, self.information.marked = state["steps_since_exchange"], state["marked"]
+        self.metrics = {} if state["spread"] is None else {"critic/spread": state["spread"]}
+
+    def _fit(self) -> list[float]:
+        """Critic steps on one batch of episodes, whose states are forwarded once."""
+        ensemble = self.settings.ensemble
+        has_any = len(self.buffer.online) > 0
+        share = max(1, ensemble.episodes // self.ranks)
+        episodes = self.buffer.batch(self.updates, share).episodes if has_any else []
+        sequences = [TrainingSequence(tuple(e.prompt_ids.tolist()), tuple(e.token_ids.tolist())) for e in episodes]
+        if episodes:
+            view = self.view([len(sequence.completion_ids) for sequence in sequences])
+            state_SD = self.states(sequences, view)
+            outcome_B = torch.tensor([episode.episode_return for episode in episodes], dtype=torch.float32)
+            reward_A = outcome_rewards(view, outcome_B).to(self.device)
+            done_A = is_done(view, torch.tensor([episode.truncated for episode in episodes])).to(self.device)
+            learns_BK = torch.tensor([episode.in_bootstrap for episode in episodes], dtype=torch.float32)
+            learns_AK = learns_BK[view.sequence_A].to(self.device)
+            here_A, next_A = view.state_A.to(self.device), view.next_state_A.to(self.device)
+        losses = []
+        for _ in range(ensemble.updates):
+            self.optimizer.zero_grad(set_to_none=True)
+            summed = count = torch.zeros((), device=self.device)
+            if episodes:
+                with torch.no_grad():
+                    next_AK = self.target(state_SD[next_A]).clamp(*self.settings.actions.bounds)
+                    target_AK = reward_A[:, None] + torch.where(done_A[:, None], 0.0, next_AK)
+                summed, count = expectile_loss(self.online(state_SD[here_A]), target_AK, learns_AK, ensemble.expectile)
+            total = sum_numbers({"loss": float(summed.detach()), "count": float(count)}, self.device)
+            if episodes:
+                (summed / max(total["count"], 1.0)).backward()
+            sum_gradients(list(self.online.parameters()))
+            loss = total["loss"] / max(total["count"], 1.0)
+            if not np.isfinite(loss):
+                raise TrainingStopped(
+                    f"the critic's loss is {loss}: lower algorithm.ensemble.lr, and check that rewards lie within "
+                    "algorithm.actions.bounds. The last checkpoint is untouched"
+                )
+            self.optimizer.step()
+            follow(self.target, self.online, ensemble.polyak)
+            self.updates += 1
+            losses.append(loss)
+        return losses
+
+    def _episode(self, sample: Sample) -> Episode:
+        rewards = np.zeros(len(sample.completion_ids), dtype=np.float32)
+        rewards[-1] = sample.reward
+        name = f"{sample.policy_version}:{sample.id}"
+        ensemble = self.settings.ensemble
+        generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "bootstrap", name) % 2**63)
+        learns_K = torch.rand(ensemble.members, generator=generator) < ensemble.bootstrap
+        return Episode(
+            id=name, prompt_id=sample.prompt.id, prompt_ids=np.array(sample.prompt.token_ids),
+            token_ids=np.array(sample.completion_ids), logps=np.array(sample.logps), rewards=rewards,
+            policy_version=sample.policy_version, epoch=self.epoch, truncated=sample.truncated,
+            in_bootstrap=tuple(learns_K.tolist()),
+        )  # fmt: skip

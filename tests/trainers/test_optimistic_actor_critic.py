@@ -1,0 +1,217 @@
+"""The optimistic actor-critic: what its critic learns and remembers, when it is exchanged, and who never sees whom."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from rlhf.algorithms.expectile import expectile_loss, follow
+from rlhf.config.loading import to_yaml
+from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig
+from rlhf.data.types import Sample
+from rlhf.models.loading import load_policy
+from rlhf.models.packing import TrainingSequence
+from rlhf.models.value_ensemble import ValueEnsemble
+from rlhf.trainers.build_critic import make_critic
+from rlhf.trainers.optimistic_actor_critic import OptimisticActorCritic
+from rlhf.training.checkpoint import list_checkpoints
+from rlhf.training.guards import NonFiniteGuard
+from rlhf.training.learner import Learner
+from rlhf.training.metrics import deterministic
+from tests.processes import output_of, start
+from tests.tiny_runs import make_samples, save_tiny_model, tiny_config
+
+SAMPLES = make_samples()
+RECIPE = ("recipes/optimistic_actor_critic.py", "--config")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def optimistic_config(model: str, **changes: Any) -> OptimisticActorCriticConfig:
+    algorithm = {
+        "pretrain_steps": 1, "actions": {"chunk_tokens": 3, "bounds": [0.0, 1.0]},
+        "ensemble": {"updates": 4, "episodes": 16, "members": 4}, "switch": {"features": 8},
+        **changes.pop("algorithm", {}),
+    }  # fmt: skip
+    batch = {"steps": 4, "prompts_per_step": 8, "tokens_per_micro_batch": 128, "max_grad_norm": 1e9}
+    sections = {"algorithm": algorithm, "batch": batch, "guards": {"ratio_tolerance": 1e9}} | changes
+    return tiny_config(model, schema=OptimisticActorCriticConfig, **sections)
+
+
+def make(config: OptimisticActorCriticConfig, folder: Path) -> tuple[Learner, OptimisticActorCritic]:
+    accelerator = Accelerator(cpu=True)
+    policy, reference = load_policy(config.model), load_policy(config.model).eval().requires_grad_(False)
+    critic = make_critic(config, policy, reference, accelerator)
+    learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder), reference, critic)
+    return learner, OptimisticActorCritic(config.algorithm, config.sampling.samples_per_prompt)
+
+
+def weights_of(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten().float() for tensor in module.state_dict().values()])
+
+
+def test_members_begin_apart_by_their_priors_and_together_without() -> None:
+    states = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    with_priors, without = ValueEnsemble(16, prior_scale=0.3), ValueEnsemble(16, prior_scale=0.0)
+    spreads = [float(ensemble(states).detach().std(-1).mean()) for ensemble in (with_priors, without)]
+    assert spreads[0] > 5 * spreads[1]
+    assert torch.equal(with_priors(states), ValueEnsemble(16, prior_scale=0.3)(states))
+    assert not torch.equal(with_priors(states), ValueEnsemble(16, prior_scale=0.3, seed=1)(states))
+    names = {name for name, _ in with_priors.named_parameters()}
+    assert not any("prior" in name for name in names), "priors are never trained"
+    assert any("prior" in name for name in with_priors.state_dict()), "and are saved"
+
+
+def test_an_expectile_of_one_half_is_the_mean_and_near_one_the_best() -> None:
+    targets = torch.tensor([[0.0], [0.0], [0.0], [1.0]])
+    learned = []
+    for expectile in (0.5, 0.9, 0.99):
+        value = torch.zeros((), requires_grad=True)
+        optimizer = torch.optim.SGD([value], lr=0.3)
+        for _ in range(2_000):
+            summed, count = expectile_loss(value.expand(4, 1), targets, torch.ones(4, 1), expectile)
+            optimizer.zero_grad()
+            (summed / count).backward()
+            optimizer.step()
+        learned.append(float(value.detach()))
+    # sum of weights times errors is 0: e (1 - v) = 3 (1 - e) v
+    assert learned == pytest.approx([0.25, 0.9 / 1.2, 0.99 / 1.02], abs=1e-4)
+
+
+def test_members_learn_only_from_episodes_of_their_own() -> None:
+    value = torch.zeros(2, 2, requires_grad=True)
+    learns = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    summed, count = expectile_loss(value, torch.ones(2, 2), learns, 0.5)
+    summed.backward()
+    assert float(count) == 3
+    assert (value.grad != 0).tolist() == [[True, False], [True, True]]
+
+
+def test_the_target_follows() -> None:
+    online, target = ValueEnsemble(4, members=2), ValueEnsemble(4, members=2, seed=1)
+    before, goal = target.last_KW.detach().clone(), online.last_KW.detach()
+    follow(target, online, 0.25)
+    assert torch.allclose(target.last_KW.detach(), before + 0.25 * (goal - before))
+
+
+def test_states_are_those_of_the_reference_behind_every_action(model: str, tmp_path: Path) -> None:
+    """Also the one behind the last token, which training never forwards."""
+    learner, _ = make(optimistic_config(model), tmp_path)
+    sequences = [TrainingSequence((5, 6, 7), (10, 11, 12, 13, 14)), TrainingSequence((8, 9), (15, 16))]
+    view = learner.critic.view([5, 2])
+    found = learner.critic.states(sequences, view)
+    assert view.position_S.tolist() == [0, 3, 5, 0, 2]
+    expected = []
+    padded = load_policy(learner.config.model.model_copy(update={"attention": "padded"}))
+    for sequence, positions in zip(sequences, ([0, 3, 5], [0, 2]), strict=True):
+        ids = torch.tensor([[*sequence.prompt_ids, *sequence.completion_ids]])
+        output = padded.causal_lm.get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids))
+        rows = [len(sequence.prompt_ids) - 1 + position for position in positions]
+        expected.append(output.last_hidden_state[0, rows])
+    assert torch.allclose(found, torch.cat(expected).detach(), atol=1e-4)
+
+
+def test_policy_and_learning_critic_never_see_each_other(model: str, tmp_path: Path) -> None:
+    learner, algorithm = make(optimistic_config(model), tmp_path)
+    critic = learner.critic
+    learner.update(algorithm.prepare(SAMPLES, learner), algorithm, 1)
+    frozen, online, policy = weights_of(critic.frozen), weights_of(critic.online), weights_of(learner.policy)
+    later = [_next_step(sample) for sample in SAMPLES]
+    batch = algorithm.prepare(later, learner)
+    assert not torch.equal(weights_of(critic.online), online), "the critic learns"
+    assert torch.equal(weights_of(learner.policy), policy), "without moving the policy"
+    assert torch.equal(weights_of(critic.frozen), frozen), "and nobody is guided by it before an exchange"
+    online = weights_of(critic.online)
+    learner.update(batch, algorithm, 2)
+    assert not torch.equal(weights_of(learner.policy), policy)
+    assert torch.equal(weights_of(critic.online), online)
+
+
+def test_the_policy_waits_for_its_first_critic_and_gets_it(model: str, tmp_path: Path) -> None:
+    learner, algorithm = make(optimistic_config(model, algorithm={"pretrain_steps": 2}), tmp_path)
+    before = weights_of(learner.policy)
+    learner.update(algorithm.prepare(SAMPLES, learner), algorithm, 1)
+    assert torch.equal(weights_of(learner.policy), before) and learner.critic.epoch == 0
+    learner.update(algorithm.prepare([_next_step(sample) for sample in SAMPLES], learner), algorithm, 2)
+    assert not torch.equal(weights_of(learner.policy), before) and learner.critic.epoch == 1
+    assert torch.equal(weights_of(learner.critic.frozen), weights_of(learner.critic.online))
+
+
+def test_advantages_are_the_frozen_critic_s(model: str, tmp_path: Path) -> None:
+    """The same for all tokens of an action; a truncated completion goes on, a finished one is worth nothing more."""
+    learner, algorithm = make(optimistic_config(model), tmp_path)
+    batch = algorithm.prepare(SAMPLES, learner)
+    critic = learner.critic
+    for sample in batch:
+        if not sample.length:
+            assert sample.advantages == ()
+            continue
+        ids = TrainingSequence(sample.sample.prompt.token_ids, sample.sample.completion_ids)
+        view = critic.view([sample.length])
+        values = critic.guidance(critic.states([ids], view)).tolist()
+        last = values[-1] if sample.sample.truncated else 0.0
+        gains = [after - here for here, after in zip(values, [*values[1:-1], last], strict=False)]
+        gains[-1] += sample.sample.reward
+        expected = [gains[position // 3] for position in range(sample.length)]
+        assert sample.advantages == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_new_falls_and_forces_no_exchange_too_early(model: str, tmp_path: Path) -> None:
+    settings = {"switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 3}}
+    learner, algorithm = make(optimistic_config(model, algorithm=settings), tmp_path)
+    exchanged, nats = [], []
+    samples = SAMPLES
+    for step in range(1, 8):
+        metrics = learner.update(algorithm.prepare(samples, learner), algorithm, step)
+        exchanged.append(metrics["switch/exchanged"])
+        nats.append(metrics["switch/nats"])
+        samples = [_next_step(sample) for sample in samples]
+    # the first by the end of the pretraining, then every third step
+    assert exchanged == [1, 0, 0, 1, 0, 0, 1]
+    # the same states again and again: ever less to learn from them between exchanges
+    assert nats[0] > nats[3] > nats[6]
+
+
+def test_settings_that_cannot_be() -> None:
+    for settings, message in [
+        ({"actions": {"bounds": [1.0, 1.0]}}, r"bounds = \[1.0, 1.0\] is no range"),
+        ({"switch": {"min_steps": 9, "max_steps": 3}}, "min_steps = 9 is above max_steps = 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            optimistic_config("x", algorithm=settings)
+    plain = optimistic_config("x", algorithm={"preset": "non_optimistic", "ensemble": {}}).algorithm
+    assert (plain.optimism.kind, plain.ensemble.prior_scale) == ("none", 0.0)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(model: str, tmp_path: Path) -> None:
+    def write(name: str, steps: int) -> Path:
+        config = optimistic_config(
+            model, run={"folder": str(tmp_path), "name": name},
+            batch={"steps": steps, "prompts_per_step": 4, "minibatches": 2, "tokens_per_micro_batch": 128},
+        )  # fmt: skip
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(to_yaml(config))
+        return file
+
+    def read(name: str) -> tuple[list[dict[str, Any]], bytes]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        weights = list_checkpoints(tmp_path / name / "checkpoints")[-1] / "weights.safetensors"
+        return [deterministic(json.loads(line)) for line in lines], weights.read_bytes()
+
+    output_of(start(*RECIPE, write("straight", 4)))
+    output_of(start(*RECIPE, write("stopped", 2)))
+    output_of(start(*RECIPE, write("stopped", 4)))
+    assert read("stopped") == read("straight")
+    assert read("straight")[0][-1]["gradient/norm"] > 0
+
+
+def _next_step(sample: Sample) -> Sample:
+    return replace(sample, policy_version=sample.policy_version + 1)
