@@ -108,6 +108,11 @@ class OptimisticConfig(PolicyGradientConfig):
     def needs_reference_model(self) -> bool:
         return True
 
+    @property
+    def value_bounds(self) -> tuple[float, float]:
+        """The range of values of states."""
+        return self.actions.bounds
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:

@@ -63,7 +63,7 @@ class OptimisticActorCritic(PolicyGradient):
             reward_B = torch.tensor([sample.reward for sample in samples], dtype=torch.float32)
             done_A = is_done(view, torch.tensor([sample.truncated for sample in samples]))
             next_A = torch.where(done_A, 0.0, value_S[view.next_state_A])
-            advantage_A = outcome_rewards(view, reward_B) + next_A - value_S[view.state_A]
+            advantage_A = outcome_rewards(view, reward_B) - critic.price(view) + next_A - value_S[view.state_A]
             advantage_N = advantage_A.repeat_interleave(view.tokens_A)
             lengths = [len(sequence.completion_ids) for sequence in sequences]
             advantages = [tuple(part.tolist()) for part in advantage_N.split(lengths)]

@@ -3,6 +3,7 @@ guides the policy until enough has been learned to exchange it."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,20 @@ PREFIX = "critic."
 NETWORKS = ("online", "target", "frozen")
 
 
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """Actions of B replayed episodes: hidden states of the prompts, before and behind each action, what it earned,
+    whether it ended its episode, and which members learn from it."""
+
+    view: ActionView
+    prompt_BD: Tensor
+    here_AD: Tensor
+    next_AD: Tensor
+    reward_A: Tensor
+    done_A: Tensor
+    learns_AK: Tensor
+
+
 class OptimisticCritic:
     """`states_of`: final hidden states of a packed batch under the reference policy, without gradients. Values are of
     these, so neither the policy nor its updates move what the critic stands on. Collective over ranks; each rank keeps
@@ -40,9 +55,9 @@ class OptimisticCritic:
         settings: OptimisticConfig, accelerator: Accelerator,
     ) -> None:  # fmt: skip
         self.states_of, self.config, self.settings, self.device = states_of, config, settings, accelerator.device
-        ensemble, actions, seed = settings.ensemble, settings.actions, config.run.seed
+        ensemble, seed = settings.ensemble, config.run.seed
         self.online = ValueEnsemble(
-            hidden, members=ensemble.members, bounds=actions.bounds, prior_scale=ensemble.prior_scale, seed=seed
+            hidden, members=ensemble.members, bounds=settings.value_bounds, prior_scale=ensemble.prior_scale, seed=seed
         ).to(self.device)
         self.target, self.frozen = copy.deepcopy(self.online), copy.deepcopy(self.online)
         self.optimizer = torch.optim.AdamW(self.online.parameters(), lr=ensemble.lr, weight_decay=0.01)
@@ -56,7 +71,7 @@ class OptimisticCritic:
         self.information = InformationGain(features)
         self.rule = SwitchRule(settings.switch.nats, settings.switch.min_steps, settings.switch.max_steps)
         kind, bonus, temperature = settings.optimism.kind, settings.optimism.bonus_scale, settings.optimism.temperature
-        self.optimism = Optimism(kind, actions.bounds, bonus, temperature)
+        self.optimism = Optimism(kind, settings.value_bounds, bonus, temperature)
         self.updates = self.epoch = self.steps_since_exchange = 0
         self.metrics: dict[str, float] = {}
 
@@ -117,6 +132,10 @@ class OptimisticCritic:
         self.metrics["critic/spread"] = float(value_SK.std(-1).mean())
         return optimistic_value(value_SK, self.optimism)
 
+    def price(self, view: ActionView) -> Tensor:
+        """What each action costs besides its reward; (A,). Nothing, where episodes are what counts."""
+        return torch.zeros(len(view.state_A))
+
     def state_tensors(self) -> dict[str, Tensor]:
         """The three ensembles by name, and the counted features."""
         networks = {
@@ -152,30 +171,18 @@ class OptimisticCritic:
     def _fit(self) -> list[float]:
         """Critic steps on one batch of episodes, whose states are forwarded once."""
         ensemble = self.settings.ensemble
-        has_any = len(self.buffer.online) > 0
         share = max(1, ensemble.episodes // self.ranks)
-        episodes = self.buffer.batch(self.updates, share).episodes if has_any else []
-        sequences = [TrainingSequence(tuple(e.prompt_ids.tolist()), tuple(e.token_ids.tolist())) for e in episodes]
-        if episodes:
-            view = self.view([len(sequence.completion_ids) for sequence in sequences])
-            state_SD = self.states(sequences, view)
-            outcome_B = torch.tensor([episode.episode_return for episode in episodes], dtype=torch.float32)
-            reward_A = outcome_rewards(view, outcome_B).to(self.device)
-            done_A = is_done(view, torch.tensor([episode.truncated for episode in episodes])).to(self.device)
-            learns_BK = torch.tensor([episode.in_bootstrap for episode in episodes], dtype=torch.float32)
-            learns_AK = learns_BK[view.sequence_A].to(self.device)
-            here_A, next_A = view.state_A.to(self.device), view.next_state_A.to(self.device)
+        has_any = len(self.buffer.online) > 0
+        batch = self._replayed(self.buffer.batch(self.updates, share).episodes) if has_any else None
         losses = []
         for _ in range(ensemble.updates):
             self.optimizer.zero_grad(set_to_none=True)
             summed = count = torch.zeros((), device=self.device)
-            if episodes:
-                with torch.no_grad():
-                    next_AK = self.target(state_SD[next_A]).clamp(*self.settings.actions.bounds)
-                    target_AK = reward_A[:, None] + torch.where(done_A[:, None], 0.0, next_AK)
-                summed, count = expectile_loss(self.online(state_SD[here_A]), target_AK, learns_AK, ensemble.expectile)
+            if batch is not None:
+                value_AK = self.online(batch.here_AD)
+                summed, count = expectile_loss(value_AK, self._targets(batch), batch.learns_AK, ensemble.expectile)
             total = sum_numbers({"loss": float(summed.detach()), "count": float(count)}, self.device)
-            if episodes:
+            if batch is not None:
                 (summed / max(total["count"], 1.0)).backward()
             sum_gradients(list(self.online.parameters()))
             loss = total["loss"] / max(total["count"], 1.0)
@@ -186,9 +193,33 @@ class OptimisticCritic:
                 )
             self.optimizer.step()
             follow(self.target, self.online, ensemble.polyak)
+            self._after_update(batch)
             self.updates += 1
             losses.append(loss)
         return losses
+
+    def _replayed(self, episodes: Sequence[Episode]) -> Transitions:
+        sequences = [TrainingSequence(tuple(e.prompt_ids.tolist()), tuple(e.token_ids.tolist())) for e in episodes]
+        view = self.view([len(sequence.completion_ids) for sequence in sequences])
+        state_SD = self.states(sequences, view)
+        outcome_B = torch.tensor([episode.episode_return for episode in episodes], dtype=torch.float32)
+        learns_BK = torch.tensor([episode.in_bootstrap for episode in episodes], dtype=torch.float32)
+        truncated_B = torch.tensor([episode.truncated for episode in episodes])
+        return Transitions(
+            view=view, prompt_BD=state_SD[(view.position_S == 0).to(self.device)],
+            here_AD=state_SD[view.state_A.to(self.device)], next_AD=state_SD[view.next_state_A.to(self.device)],
+            reward_A=outcome_rewards(view, outcome_B).to(self.device),
+            done_A=is_done(view, truncated_B).to(self.device), learns_AK=learns_BK[view.sequence_A].to(self.device),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _targets(self, batch: Transitions) -> Tensor:
+        """r + V(next state) of each member's own slow copy; (A, K)."""
+        next_AK = self.target(batch.next_AD).clamp(*self.online.bounds)
+        return batch.reward_A[:, None] + torch.where(batch.done_A[:, None], 0.0, next_AK)
+
+    def _after_update(self, batch: Transitions | None) -> None:
+        """After each critic step; collective."""
 
     def _episode(self, sample: Sample) -> Episode:
         rewards = np.zeros(len(sample.completion_ids), dtype=np.float32)
