@@ -95,8 +95,9 @@ def episodes_from_state(state: Mapping[str, Any]) -> list[Episode]:
     """What `episodes_to_state` was given. Raises ValueError where arrays and records do not fit together."""
     records, tensors = state["records"], state["tensors"]
     count_R2 = np.array([record["lengths"] for record in records], dtype=np.int64).reshape(-1, 2)
-    column = {"prompt_ids": 0}
-    parts = {name: _split(name, tensor, count_R2[:, column.get(name, 1)]) for name, tensor in tensors.items()}
+    parts = {
+        name: _split(name, tensor, count_R2[:, 0 if name == "prompt_ids" else 1]) for name, tensor in tensors.items()
+    }
     episodes = []
     for number, record in enumerate(records):
         own = {name: arrays[number] for name, arrays in parts.items()}
