@@ -1,10 +1,10 @@
 """Reward per unit of work instead of per episode: the gain J, how it is estimated, and the loss that goes with it.
 
-A stream of prompts is one long task. An action costs c units (an episode, a turn, a token), and the optimal values solve
-Q(s, a) = r(s, a) - c(a) J + E V(s'), where behind a completion comes the next prompt (average-reward LOOP, arXiv
+A stream of prompts is one long task. An action costs c units (an episode, a turn, a token), and the optimal values
+solve Q(s, a) = r(s, a) - c(a) J + E V(s'), where behind a completion comes the next prompt (average-reward LOOP, arXiv
 2404.12648; the semi-Markov form for prompt streams is derived, not from the paper). For independent prompts V is
-anchored by E_x V(x) = 0 over prompts x, so that the value behind a completion is 0, and J is the root of E_x V_J(x) = 0,
-which falls with slope -E[c].
+anchored by E_x V(x) = 0 over prompts x, so that the value behind a completion is 0, and J is the root of
+E_x V_J(x) = 0, which falls with slope -E[c].
 
 Suffixes: A actions, K members, X prompts.
 """

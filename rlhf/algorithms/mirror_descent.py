@@ -1,4 +1,4 @@
-"""Where the policy is led between two switches of the critic: pi_n(a|s) proportional to pi_ref(a|s) exp(kappa_n Q(s, a)).
+"""Where the policy is led between switches of the critic: pi_n(a|s) proportional to pi_ref(a|s) exp(kappa_n Q(s, a)).
 
 n multiplicative updates with a frozen critic have this closed form, so that the whole state of the actor is one number,
 and the target needs no gradient. A reset drops what superseded critics have left in the exponent (arXiv 2505.03710; the

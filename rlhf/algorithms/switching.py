@@ -1,10 +1,11 @@
 """When the critic that guides the policy is exchanged for the newer one: rarely, and only for one that fits the data.
 
-Between switches that critic is frozen. Switching rarely keeps regret at sqrt(T) where the policy is reset at each switch
-(arXiv 2505.03710) or each switch costs up to the span of the values (arXiv 2404.12648).
+Between switches that critic is frozen. Switching rarely keeps regret at sqrt(T) where the policy is reset at each
+switch (arXiv 2505.03710) or each switch costs up to the span of the values (arXiv 2404.12648).
 
 excess: the frozen critic's squared Bellman error exceeds the least possible one by a fixed threshold. logdet: the
-actions since the last switch brought a number of nats to linear features. infogain: the same by the ensemble's variance.
+actions since the last switch brought a number of nats to linear features. infogain: the same by the variance of the
+ensemble.
 """
 
 import math
@@ -106,7 +107,7 @@ class SwitchController:
             raise ValueError("the last decision was to switch: call `switched` or `refused` before the next one")
         due = self.is_due()
         if self.kind == "excess" and due and (excess is None or not math.isfinite(excess)):
-            raise ValueError(f"the excess rule needs the frozen critic's excess loss, a finite number, and got {excess}")
+            raise ValueError(f"the excess rule needs the frozen critic's excess loss, finite, and got {excess}")
         self.iteration, self.since_switch, self.since_attempt = (
             self.iteration + 1, self.since_switch + 1, self.since_attempt + 1
         )  # fmt: skip

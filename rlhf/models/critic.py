@@ -1,16 +1,16 @@
 """An ensemble of critics on the hidden states of any trunk: state values, and action values of a few candidate tokens.
 
-A member's action values are low-rank and dueling: with x = LN(h), no affine part, and e_a a row of the output embedding,
+Action values are low-rank and dueling. With x = LN(h), no affine part, and e_a a row of the output embedding,
 
-    v_k(s) = v_min + (v_max - v_min) sigmoid(w_k x + b_k)        Q_k(s, a) = v_k(s) + A_k(s, a)
-    A_k(s, a) = raw_k(s, a) - the mean of raw_k over the candidates under the reference policy,   raw_k = <U_k x, e_a> / sqrt(d)
+    v_k(s) = v_min + (v_max - v_min) sigmoid(w_k x + b_k)
+    Q_k(s, a) = v_k(s) + A_k(s, a),   A_k(s, a) = <U_k x, e_a> / sqrt(d) - its mean over the candidates under pi_ref
 
-so nothing has an axis as long as the vocabulary. Tokens that are no candidates have A_k = 0; the reference policy's mean
-of A_k is then 0 over the whole vocabulary.
+so nothing has an axis as long as the vocabulary. Tokens that are no candidates have A_k = 0; the reference policy's
+mean of A_k is then 0 over the whole vocabulary.
 
-Members differ by frozen random heads of the same form, their priors (Osband et al., "Randomized prior functions for deep
-reinforcement learning", 2018): where there is no data they disagree by about `prior_scale`. The prior of v_k is added
-within the sigmoid, so that a member can undo it and its values stay bounded.
+Members differ by frozen random heads of the same form, their priors (Osband et al., "Randomized prior functions for
+deep reinforcement learning", 2018): where there is no data they disagree by about `prior_scale`. The prior of v_k is
+added within the sigmoid, so that a member can undo it and its values stay bounded.
 
 Suffixes: N states, d hidden size, e embedding size, K members, m candidates.
 """
