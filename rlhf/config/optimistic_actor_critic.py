@@ -53,8 +53,8 @@ class EnsembleConfig(Section):
 class OptimismConfig(Section):
     """What the policy is told a state is worth."""
 
-    kind: Literal["ucb", "lme", "none", "min"] = "ucb"
-    """Mean plus spread of the members, their log-mean-exp, their mean, or the lowest."""
+    kind: Literal["ucb", "lme", "none"] = "ucb"
+    """Mean plus spread of the members, their log-mean-exp, or their mean."""
     bonus_scale: float = Field(1.0, ge=0)
     """ucb: how many standard deviations."""
     temperature: float = Field(0.05, gt=0)
@@ -70,7 +70,7 @@ class SwitchConfig(Section):
     nats: float = Field(8.0, gt=0)
     """Exchange when the log-determinant of the features' Gram matrix has grown by so much."""
     min_steps: int = Field(2, ge=1)
-    """Never sooner after the last exchange."""
+    """Never sooner after the last exchange. Until the first one the critic alone learns."""
     max_steps: int = Field(16, ge=1)
     """Never later."""
 
@@ -97,8 +97,6 @@ class OptimisticConfig(PolicyGradientConfig):
     """From members to a value."""
     switch: SwitchConfig = SwitchConfig()
     """When the policy gets a new critic."""
-    pretrain_steps: int = Field(2, ge=1)
-    """In the first steps of the run the critic alone learns; at their end the policy gets it."""
     whiten: bool = False
     """Divide the step's advantages by their standard deviation, less their mean."""
     kl: KLConfig = KLConfig(coefficient=0.05)

@@ -32,13 +32,12 @@ class OptimisticActorCritic(PolicyGradient):
 
     def prepare(self, samples: list[Sample], learner: Learner) -> list[TrainingSample]:
         """The critic learns and may be exchanged; then the advantages of the frozen one."""
-        critic, version = learner.critic, max(sample.policy_version for sample in samples)
+        critic = learner.critic
         references = list(learner.reference_logps([TrainingSample(sample, 0.0) for sample in samples]))
         critic.learn(samples)
-        is_pretraining = version + 1 < self.config.pretrain_steps
-        # the first exchange ends the pretraining: the critic that was drawn at random guides nobody
-        if not is_pretraining:
-            critic.exchange(force=critic.epoch == 0)
+        # the critic that was drawn at random guides nobody
+        critic.exchange()
+        is_pretraining = critic.epoch == 0
         filled = [sample for sample in samples if sample.completion_ids]
         advantages = dict(zip(map(id, filled), self._advantages_of(filled, learner), strict=True))
         if self.config.whiten:

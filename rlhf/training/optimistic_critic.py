@@ -10,20 +10,22 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional
 
-from rlhf.algorithms.expectile import expectile_loss, follow
-from rlhf.algorithms.information_gain import InformationGain, SwitchRule, unit_features
+from rlhf.algorithms.elliptic import GramMatrices
 from rlhf.algorithms.mdp_views import ActionView, is_done, outcome_rewards, view_actions
-from rlhf.algorithms.optimism import Optimism, optimistic_value
+from rlhf.algorithms.optimism import Optimism
+from rlhf.algorithms.switching import SwitchController
+from rlhf.algorithms.value_targets import expectile_losses, polyak_update
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.config.recipe import RecipeConfig
 from rlhf.data.episodes import Episode
 from rlhf.data.replay_buffer import ReplayBuffer
 from rlhf.data.seeds import derive_seed
 from rlhf.data.types import Sample
+from rlhf.models.frozen_state_critic import FrozenStateCritic
 from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
-from rlhf.models.value_ensemble import ValueEnsemble
-from rlhf.training.collectives import rank_of_world, sum_gradients, sum_numbers, sum_tensor
+from rlhf.training.collectives import gather_lists, rank_of_world, sum_gradients, sum_numbers
 from rlhf.training.guards import TrainingStopped
 
 PREFIX = "critic."
@@ -56,7 +58,7 @@ class OptimisticCritic:
     ) -> None:  # fmt: skip
         self.states_of, self.config, self.settings, self.device = states_of, config, settings, accelerator.device
         ensemble, seed = settings.ensemble, config.run.seed
-        self.online = ValueEnsemble(
+        self.online = FrozenStateCritic(
             hidden, members=ensemble.members, bounds=settings.value_bounds, prior_scale=ensemble.prior_scale, seed=seed
         ).to(self.device)
         self.target, self.frozen = copy.deepcopy(self.online), copy.deepcopy(self.online)
@@ -68,11 +70,15 @@ class OptimisticCritic:
         generator = torch.Generator().manual_seed(derive_seed(seed, "features") % 2**63)
         features = settings.switch.features
         self.projection_DP = torch.randn(hidden, features, generator=generator).to(self.device)
-        self.information = InformationGain(features)
-        self.rule = SwitchRule(settings.switch.nats, settings.switch.min_steps, settings.switch.max_steps)
-        kind, bonus, temperature = settings.optimism.kind, settings.optimism.bonus_scale, settings.optimism.temperature
-        self.optimism = Optimism(kind, settings.value_bounds, bonus, temperature)
-        self.updates = self.epoch = self.steps_since_exchange = 0
+        self.seen = GramMatrices(features, buckets=1)
+        switch = settings.switch
+        self.controller = SwitchController(
+            "logdet", threshold=switch.nats, min_iters=switch.min_steps, max_iters=switch.max_steps
+        )
+        low, high = settings.value_bounds
+        optimism = settings.optimism
+        self.optimism = Optimism(optimism.kind, optimism.bonus_scale, optimism.temperature, low, high)
+        self.updates = 0
         self.metrics: dict[str, float] = {}
 
     def view(self, lengths: Sequence[int]) -> ActionView:
@@ -97,32 +103,31 @@ class OptimisticCritic:
         Raises TrainingStopped at a loss that is not finite.
         """
         self.buffer.add(self._episode(sample) for sample in samples if sample.completion_ids)
-        own = [TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in samples if s.completion_ids]
-        features = self.settings.switch.features
-        outer_PP = torch.zeros(features, features, dtype=torch.float64, device=self.device)
-        if own:
-            view = self.view([len(sequence.completion_ids) for sequence in own])
-            phi_AP = unit_features(self.states(own, view)[view.next_state_A.to(self.device)], self.projection_DP)
-            outer_PP = phi_AP.double().T @ phi_AP.double()
-        self.information.add(sum_tensor(outer_PP))
-        self.steps_since_exchange += 1
+        phi_AP = torch.cat(gather_lists([self._features(samples)]))
+        nats_A = self.seen.add(phi_AP, torch.zeros(len(phi_AP), dtype=torch.long))
+        self.controller.gain(nats_A)
         losses = self._fit()
-        spread = self.metrics.get("critic/spread")
         self.metrics = {
             "critic/loss": sum(losses) / len(losses), "critic/episodes": float(len(self.buffer.online)),
-            "switch/nats": self.information.gained, "switch/steps": float(self.steps_since_exchange),
-        } | ({} if spread is None else {"critic/spread": spread})  # fmt: skip
+            "switch/nats_gained": float(nats_A.sum()),
+        }  # fmt: skip
 
-    def exchange(self, *, force: bool = False) -> bool:
+    @property
+    def epoch(self) -> int:
+        """Exchanges so far."""
+        return self.controller.switches
+
+    def exchange(self) -> bool:
         """Give the policy the critic that has learned on, where the rule says so; whether it did."""
-        cause = "forced" if force else self.rule.cause(self.information.gained, self.steps_since_exchange)
-        self.metrics |= {"switch/exchanged": float(cause is not None), "switch/forced": float(cause == "forced")}
-        if cause is None:
+        decision = self.controller.decide()
+        self.metrics |= {
+            "switch/exchanged": float(decision.cause is not None), "switch/forced": float(decision.cause == "forced"),
+            "switch/nats": decision.statistic,
+        }  # fmt: skip
+        if decision.cause is None:
             return False
         self.frozen.load_state_dict(self.online.state_dict())
-        self.information.mark()
-        self.epoch += 1
-        self.steps_since_exchange = 0
+        self.controller.switched()
         return True
 
     @torch.no_grad()
@@ -130,19 +135,19 @@ class OptimisticCritic:
         """The frozen critic's optimistic value of each state; (S,)."""
         value_SK = self.frozen(state_SD)
         self.metrics["critic/spread"] = float(value_SK.std(-1).mean())
-        return optimistic_value(value_SK, self.optimism)
+        return self.optimism(value_SK)
 
     def price(self, view: ActionView) -> Tensor:
         """What each action costs besides its reward; (A,). Nothing, where episodes are what counts."""
         return torch.zeros(len(view.state_A))
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The three ensembles by name, and the counted features."""
+        """The three ensembles by name."""
         networks = {
             f"{PREFIX}{name}.{key}": tensor.detach()
             for name in NETWORKS for key, tensor in getattr(self, name).state_dict().items()
         }  # fmt: skip
-        return networks | {f"{PREFIX}gram": self.information.gram_PP}
+        return networks
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """What `state_tensors` gave."""
@@ -150,23 +155,21 @@ class OptimisticCritic:
         for name in NETWORKS:
             own = {key.removeprefix(f"{name}."): t for key, t in named.items() if key.startswith(f"{name}.")}
             getattr(self, name).load_state_dict(own)
-        self.information.gram_PP = named["gram"].double()
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimizer, the counters and this rank's episodes."""
+        """The optimizer, the counters, the counted features and this rank's episodes."""
         return {
             "optimizer": self.optimizer.state_dict(), "buffer": self.buffer.state_dict(), "updates": self.updates,
-            "epoch": self.epoch, "steps_since_exchange": self.steps_since_exchange, "marked": self.information.marked,
-            "spread": self.metrics.get("critic/spread"),
+            "seen": self.seen.state_dict(), "controller": self.controller.state_dict(),
         }  # fmt: skip
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """What `optimizer_state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.buffer.load_state_dict(state["buffer"])
-        self.updates, self.epoch = state["updates"], state["epoch"]
-        self.steps_since_exchange, self.information.marked = state["steps_since_exchange"], state["marked"]
-        self.metrics = {} if state["spread"] is None else {"critic/spread": state["spread"]}
+        self.updates = state["updates"]
+        self.seen.load_state_dict(state["seen"])
+        self.controller.load_state_dict(state["controller"])
 
     def _fit(self) -> list[float]:
         """Critic steps on one batch of episodes, whose states are forwarded once."""
@@ -179,8 +182,8 @@ class OptimisticCritic:
             self.optimizer.zero_grad(set_to_none=True)
             summed = count = torch.zeros((), device=self.device)
             if batch is not None:
-                value_AK = self.online(batch.here_AD)
-                summed, count = expectile_loss(value_AK, self._targets(batch), batch.learns_AK, ensemble.expectile)
+                losses_AK = expectile_losses(self.online(batch.here_AD), self._targets(batch), ensemble.expectile)
+                summed, count = (losses_AK * batch.learns_AK).sum(), batch.learns_AK.sum()
             total = sum_numbers({"loss": float(summed.detach()), "count": float(count)}, self.device)
             if batch is not None:
                 (summed / max(total["count"], 1.0)).backward()
@@ -192,7 +195,7 @@ class OptimisticCritic:
                     "algorithm.actions.bounds. The last checkpoint is untouched"
                 )
             self.optimizer.step()
-            follow(self.target, self.online, ensemble.polyak)
+            polyak_update(self.target, self.online, ensemble.polyak)
             self._after_update(batch)
             self.updates += 1
             losses.append(loss)
@@ -220,6 +223,16 @@ class OptimisticCritic:
 
     def _after_update(self, batch: Transitions | None) -> None:
         """After each critic step; collective."""
+
+    def _features(self, samples: Sequence[Sample]) -> Tensor:
+        """Random directions of what each action led to, of length 1; (A, P), on the CPU."""
+        sequences = [TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in samples if s.completion_ids]
+        if not sequences:
+            return torch.empty(0, self.settings.switch.features)
+        view = self.view([len(sequence.completion_ids) for sequence in sequences])
+        state_AD = self.states(sequences, view)[view.next_state_A.to(self.device)]
+        normal_AD = functional.layer_norm(state_AD, state_AD.shape[-1:])
+        return functional.normalize(normal_AD @ self.projection_DP, dim=-1).cpu()
 
     def _episode(self, sample: Sample) -> Episode:
         rewards = np.zeros(len(sample.completion_ids), dtype=np.float32)

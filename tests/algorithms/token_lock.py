@@ -55,7 +55,7 @@ class Lock:
                 Episode(
                     id=str(self.tried), prompt_id="lock", prompt_ids=[], token_ids=row[:length], logps=[0.0] * length,
                     rewards=[0.0] * (length - 1) + [paid], policy_version=0,
-                )  # fmt: skip
+                )
             )
             self.tried += 1
         return found

@@ -1,0 +1,32 @@
+"""A critic on hidden states that never change: a small network of its own, with an ensemble of values on top."""
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.data.seeds import derive_seed
+from rlhf.models.critic import ValueEnsemble
+
+
+class FrozenStateCritic(nn.Module):
+    """hidden states (N, D) of a frozen trunk to values (N, K) within the bounds, float32.
+
+    The network has one hidden layer and feeds all members; their priors read the frozen states themselves. Weights are
+    a function of `seed`; the state dict holds the priors.
+    """
+
+    def __init__(
+        self, hidden: int, *, members: int, bounds: tuple[float, float], prior_scale: float, seed: int, width: int = 256
+    ) -> None:
+        super().__init__()
+        self.bounds, self.members = bounds, members
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "critic", "network"))
+            self.network = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width), nn.GELU())
+        self.ensemble = ValueEnsemble(
+            width, members=members, seed=seed, v_min=bounds[0], v_max=bounds[1],
+            prior_scale=prior_scale * (bounds[1] - bounds[0]), prior_hidden_size=hidden,
+        )  # fmt: skip
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        hidden_ND = hidden_ND.float()
+        return self.ensemble(self.network(hidden_ND), hidden_ND)
