@@ -3,12 +3,14 @@
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf.config.loop import AverageRewardConfig
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.config.ppo import ActorCriticConfig
 from rlhf.config.recipe import RecipeConfig
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import PackedBatch
 from rlhf.models.policy import Policy
+from rlhf.training.average_reward_critic import AverageRewardCritic
 from rlhf.training.critic_learner import CriticLearner
 from rlhf.training.learner import Critic
 from rlhf.training.optimistic_critic import OptimisticCritic
@@ -26,7 +28,8 @@ def make_critic(
         def states_of(packed: PackedBatch) -> Tensor:
             return policy.reference_hidden(packed) if reference is None else reference.frozen_hidden(packed)
 
-        return OptimisticCritic(states_of, hidden, config, algorithm, accelerator)
+        kind = AverageRewardCritic if isinstance(algorithm, AverageRewardConfig) else OptimisticCritic
+        return kind(states_of, hidden, config, algorithm, accelerator)
     if not isinstance(algorithm, ActorCriticConfig):
         return None
     trains_trunk = algorithm.critic.trunk == "separate"

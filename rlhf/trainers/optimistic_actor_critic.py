@@ -18,6 +18,7 @@ from rlhf.trainers.ppo import whitened
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collectives import sum_numbers
 from rlhf.training.learner import Learner
+from rlhf.training.optimistic_critic import OptimisticCritic
 
 
 class OptimisticActorCritic(PolicyGradient):
@@ -35,9 +36,9 @@ class OptimisticActorCritic(PolicyGradient):
         critic = learner.critic
         references = list(learner.reference_logps([TrainingSample(sample, 0.0) for sample in samples]))
         critic.learn(samples)
-        # the critic that was drawn at random guides nobody
         critic.exchange()
-        is_pretraining = critic.epoch == 0
+        # the critic that was drawn at random guides nobody
+        is_learning = self._policy_learns(critic)
         filled = [sample for sample in samples if sample.completion_ids]
         advantages = dict(zip(map(id, filled), self._advantages_of(filled, learner), strict=True))
         if self.config.whiten:
@@ -45,10 +46,13 @@ class OptimisticActorCritic(PolicyGradient):
         batch = []
         for sample, reference in zip(samples, references, strict=True):
             advantage_T = advantages.get(id(sample), ())
-            counted = not is_pretraining and not (self.config.mask_truncated and sample.truncated)
+            counted = is_learning and not (self.config.mask_truncated and sample.truncated)
             mean = sum(advantage_T) / len(advantage_T) if advantage_T else 0.0
             batch.append(TrainingSample(sample, mean, counted, counted, reference, advantages=advantage_T))
         return batch
+
+    def _policy_learns(self, critic: OptimisticCritic) -> bool:
+        return critic.epoch > 0
 
     def _advantages_of(self, samples: list[Sample], learner: Learner) -> list[tuple[float, ...]]:
         """r + V(next state) - V(state) for every token of an action; values of a finished episode's end are 0."""

@@ -88,6 +88,11 @@ CHARTS = (
           {"switch/nats": "nats"}, smooth=False),
     Chart("Critic", "Disagreement", "Standard deviation of the members' values, mean over states.",
           {"critic/spread": "spread"}),
+    Chart("Gain", "Reward for a unit of cost", "What the members have learned, what the policy is planned with, and "
+          "what its own episodes say.",
+          {"gain/mean": "members", "gain/planned": "planned", "gain/renewal": "of the policy"}),
+    Chart("Gain", "Value of prompts", "Held at 0 by the gain: what is left is a gain that lags behind.",
+          {"gain/prompt_value": "value"}, reference=0.0),
     Chart("Optimisation", "Gradient norm", "Before clipping.", {"gradient/norm": "norm"}),
     Chart("Optimisation", "Learning rate", "At the last optimizer step of each step.", {"optimizer/lr": "rate"},
           smooth=False),

@@ -1,28 +1,21 @@
 """The optimistic actor-critic: what its critic learns and remembers, when it is exchanged, and who never sees whom."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from rlhf.config.loading import to_yaml
-from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig
-from rlhf.data.types import Sample
 from rlhf.models.frozen_state_critic import FrozenStateCritic
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import TrainingSequence
-from rlhf.trainers.build_critic import make_critic
-from rlhf.trainers.optimistic_actor_critic import OptimisticActorCritic
 from rlhf.training.checkpoint import list_checkpoints
-from rlhf.training.guards import NonFiniteGuard
-from rlhf.training.learner import Learner
 from rlhf.training.metrics import deterministic
 from tests.processes import output_of, start
-from tests.tiny_runs import make_samples, save_tiny_model, tiny_config
+from tests.tiny_runs import make_samples, save_tiny_model
+from tests.trainers.tiny_critics import make_with_critic, next_step, optimistic_config, weights_of
 
 SAMPLES = make_samples()
 RECIPE = ("recipes/optimistic_actor_critic.py", "--config")
@@ -31,30 +24,6 @@ RECIPE = ("recipes/optimistic_actor_critic.py", "--config")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-def optimistic_config(model: str, **changes: Any) -> OptimisticActorCriticConfig:
-    algorithm = {
-        "actions": {"chunk_tokens": 3, "bounds": [0.0, 1.0]},
-        "ensemble": {"updates": 4, "episodes": 16, "members": 4},
-        "switch": {"features": 8, "nats": 1e-3, "min_steps": 1},
-        **changes.pop("algorithm", {}),
-    }  # fmt: skip
-    batch = {"steps": 4, "prompts_per_step": 8, "tokens_per_micro_batch": 128, "max_grad_norm": 1e9}
-    sections = {"algorithm": algorithm, "batch": batch, "guards": {"ratio_tolerance": 1e9}} | changes
-    return tiny_config(model, schema=OptimisticActorCriticConfig, **sections)
-
-
-def make(config: OptimisticActorCriticConfig, folder: Path) -> tuple[Learner, OptimisticActorCritic]:
-    accelerator = Accelerator(cpu=True)
-    policy, reference = load_policy(config.model), load_policy(config.model).eval().requires_grad_(False)
-    critic = make_critic(config, policy, reference, accelerator)
-    learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder), reference, critic)
-    return learner, OptimisticActorCritic(config.algorithm, config.sampling.samples_per_prompt)
-
-
-def weights_of(module: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([tensor.detach().flatten().float() for tensor in module.state_dict().values()])
 
 
 def test_members_begin_apart_by_their_priors_and_together_without() -> None:
@@ -74,7 +43,7 @@ def test_members_begin_apart_by_their_priors_and_together_without() -> None:
 
 def test_states_are_those_of_the_reference_behind_every_action(model: str, tmp_path: Path) -> None:
     """Also the one behind the last token, which training never forwards."""
-    learner, _ = make(optimistic_config(model), tmp_path)
+    learner, _ = make_with_critic(optimistic_config(model), tmp_path)
     sequences = [TrainingSequence((5, 6, 7), (10, 11, 12, 13, 14)), TrainingSequence((8, 9), (15, 16))]
     view = learner.critic.view([5, 2])
     found = learner.critic.states(sequences, view)
@@ -91,12 +60,12 @@ def test_states_are_those_of_the_reference_behind_every_action(model: str, tmp_p
 
 def test_policy_and_learning_critic_never_see_each_other(model: str, tmp_path: Path) -> None:
     rarely = {"switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 3}}
-    learner, algorithm = make(optimistic_config(model, algorithm=rarely), tmp_path)
+    learner, algorithm = make_with_critic(optimistic_config(model, algorithm=rarely), tmp_path)
     critic = learner.critic
     samples = SAMPLES
     for step in range(3):
         learner.update(algorithm.prepare(samples, learner), algorithm, step + 1)
-        samples = [_next_step(sample) for sample in samples]
+        samples = next_step(samples)
     assert critic.epoch == 1
     frozen, online, policy = weights_of(critic.frozen), weights_of(critic.online), weights_of(learner.policy)
     batch = algorithm.prepare(samples, learner)
@@ -110,18 +79,19 @@ def test_policy_and_learning_critic_never_see_each_other(model: str, tmp_path: P
 
 
 def test_the_policy_waits_for_its_first_critic_and_gets_it(model: str, tmp_path: Path) -> None:
-    learner, algorithm = make(optimistic_config(model, algorithm={"switch": {"features": 8, "min_steps": 2}}), tmp_path)
+    settings = {"switch": {"features": 8, "min_steps": 2}}
+    learner, algorithm = make_with_critic(optimistic_config(model, algorithm=settings), tmp_path)
     before = weights_of(learner.policy)
     learner.update(algorithm.prepare(SAMPLES, learner), algorithm, 1)
     assert torch.equal(weights_of(learner.policy), before) and learner.critic.epoch == 0
-    learner.update(algorithm.prepare([_next_step(sample) for sample in SAMPLES], learner), algorithm, 2)
+    learner.update(algorithm.prepare(next_step(SAMPLES), learner), algorithm, 2)
     assert not torch.equal(weights_of(learner.policy), before) and learner.critic.epoch == 1
     assert torch.equal(weights_of(learner.critic.frozen), weights_of(learner.critic.online))
 
 
 def test_advantages_are_the_frozen_critic_s(model: str, tmp_path: Path) -> None:
     """The same for all tokens of an action; a truncated completion goes on, a finished one is worth nothing more."""
-    learner, algorithm = make(optimistic_config(model), tmp_path)
+    learner, algorithm = make_with_critic(optimistic_config(model), tmp_path)
     batch = algorithm.prepare(SAMPLES, learner)
     critic = learner.critic
     for sample in batch:
@@ -140,14 +110,14 @@ def test_advantages_are_the_frozen_critic_s(model: str, tmp_path: Path) -> None:
 
 def test_what_is_new_falls_and_forces_no_exchange_too_early(model: str, tmp_path: Path) -> None:
     settings = {"switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 3}}
-    learner, algorithm = make(optimistic_config(model, algorithm=settings), tmp_path)
+    learner, algorithm = make_with_critic(optimistic_config(model, algorithm=settings), tmp_path)
     exchanged, nats = [], []
     samples = SAMPLES
     for step in range(1, 8):
         metrics = learner.update(algorithm.prepare(samples, learner), algorithm, step)
         exchanged.append(metrics["switch/exchanged"])
         nats.append(metrics["switch/nats"])
-        samples = [_next_step(sample) for sample in samples]
+        samples = next_step(samples)
     assert exchanged == [0, 0, 1, 0, 0, 1, 0], "forced every third step"
     # the same states again and again: ever less to learn from them
     assert nats[2] > nats[5] and nats[3] < nats[0]
@@ -186,6 +156,3 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(model: str, tmp_path: P
     assert read("stopped") == read("straight")
     assert read("straight")[0][-1]["gradient/norm"] > 0
 
-
-def _next_step(sample: Sample) -> Sample:
-    return replace(sample, policy_version=sample.policy_version + 1)

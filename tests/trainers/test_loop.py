@@ -1,0 +1,137 @@
+"""Average-reward LOOP: its gains, its plan, when the policy stands still, and the name that it shares."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf.config.loading import to_yaml
+from rlhf.models.packing import TrainingSequence
+from rlhf.training.checkpoint import list_checkpoints
+from rlhf.training.metrics import deterministic
+from tests.processes import output_of, start
+from tests.tiny_runs import make_samples, save_tiny_model
+from tests.trainers.tiny_critics import loop_config, make_with_critic, next_step, weights_of
+
+SAMPLES = make_samples()
+RECIPE = ("recipes/loop.py", "--config")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.mark.parametrize("name", ["rollouts_per_scenario", "ppo_epsilon", "baseline"])
+def test_the_other_loop_is_refused_with_both_meanings(name: str) -> None:
+    with pytest.raises(ValueError, match=r"2404\.12648.*leave-one-out PPO \(arXiv 2502\.01600\)"):
+        loop_config("x", algorithm={name: 6})
+
+
+@pytest.mark.parametrize(
+    ("gain", "message"),
+    [
+        ({"rate": 0.02}, "gain.rate = 0.02 is above a tenth of ensemble.polyak = 0.05"),
+        ({"unit": "token"}, "unit = token with per_token = 0"),
+        ({"unit": "token", "per_token": 1.0}, "unit = token needs span"),
+        ({"per_episode": 0.0}, "reward for no work"),
+    ],
+)
+def test_settings_that_cannot_be(gain: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loop_config("x", algorithm={"gain": gain})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["rvi", "newton"])
+def test_gains_of_episodes_become_the_mean_reward(estimator: str, model: str, tmp_path: Path) -> None:
+    """With expectile 1/2 the values are those of what was done, and the prompts' vanish at the mean reward."""
+    filled = [sample for sample in SAMPLES if sample.completion_ids and not sample.truncated]
+    settings = {
+        "gain": {"estimator": estimator}, "switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 1},
+        "ensemble": {
+            # a batch holds each episode four times
+            "updates": 3_000, "episodes": 4 * len(filled), "members": 4, "expectile": 0.5, "bootstrap": 1.0,
+            "prior_scale": 0.05,
+        },
+    }  # fmt: skip
+    critic = make_with_critic(loop_config(model, algorithm=settings), tmp_path)[0].critic
+    critic.learn(filled)
+    assert critic.renewal.gain == pytest.approx(sum(sample.reward for sample in filled) / len(filled))
+    mean = critic.renewal.gain
+    if estimator == "newton":
+        # one step from J = 0, where the prompts' values are their mean rewards
+        assert critic.gain_K.tolist() == [0.0] * 4
+    critic.exchange()
+    assert critic.gain_K.tolist() == pytest.approx([mean] * 4, abs=0.02)
+    if estimator == "rvi":
+        assert critic.prompt_value_K.tolist() == pytest.approx([0.0] * 4, abs=0.02)
+
+
+def test_the_member_with_the_highest_gain_in_the_set_is_planned_with(model: str, tmp_path: Path) -> None:
+    settings = {"switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 1}}
+    learner, _ = make_with_critic(loop_config(model, algorithm=settings), tmp_path)
+    critic = learner.critic
+    critic.learn(SAMPLES)
+    critic.gain_K = torch.tensor([0.1, 0.9, 0.5, 0.2], dtype=torch.float64)
+    # so wrong that no radius covers it
+    critic.fresh_error_K = torch.tensor([1.0, 1e6, 1.0, 1.0], dtype=torch.float64)
+    assert critic.exchange()
+    assert (critic.planned_member, critic.planned_gain) == (2, 0.5)
+    assert critic.metrics["gain/members_in_set"] == 3
+    state = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(critic.guidance(state), critic.frozen(state)[:, 2])
+
+
+def test_advantages_pay_for_what_an_action_costs(model: str, tmp_path: Path) -> None:
+    gain = {"unit": "token", "per_token": 0.5, "per_episode": 2.0, "span": 3.0}
+    learner, algorithm = make_with_critic(loop_config(model, algorithm={"gain": gain}), tmp_path)
+    critic = learner.critic
+    critic.gain_K = torch.full((4,), 0.3, dtype=torch.float64)
+    batch = algorithm.prepare(SAMPLES, learner)
+    assert critic.epoch == 1 and critic.planned_gain > 0.2
+    sample = next(sample for sample in batch if sample.length == 5 and not sample.sample.truncated)
+    view = critic.view([5])
+    ids = TrainingSequence(sample.sample.prompt.token_ids, sample.sample.completion_ids)
+    before, between, _ = critic.guidance(critic.states([ids], view)).tolist()
+    first = -critic.planned_gain * 0.5 * 3 + between - before
+    last = sample.sample.reward - critic.planned_gain * (0.5 * 2 + 2.0) - between
+    assert sample.advantages == pytest.approx([first] * 3 + [last] * 2, abs=1e-5)
+
+
+def test_the_policy_stands_still_between_windows(model: str, tmp_path: Path) -> None:
+    settings = {"policy_steps": 2, "switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 4}}
+    learner, algorithm = make_with_critic(loop_config(model, algorithm=settings), tmp_path)
+    samples, moved = SAMPLES, []
+    for step in range(1, 10):
+        before = weights_of(learner.policy)
+        learner.update(algorithm.prepare(samples, learner), algorithm, step)
+        moved.append(not torch.equal(weights_of(learner.policy), before))
+        samples = next_step(samples)
+    # exchanges at the fourth and the eighth step
+    assert moved == [False, False, False, True, True, False, False, True, True]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(model: str, tmp_path: Path) -> None:
+    def write(name: str, steps: int) -> Path:
+        config = loop_config(
+            model, run={"folder": str(tmp_path), "name": name},
+            batch={"steps": steps, "prompts_per_step": 4, "minibatches": 2, "tokens_per_micro_batch": 128},
+        )  # fmt: skip
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(to_yaml(config))
+        return file
+
+    def read(name: str) -> tuple[list[dict[str, Any]], bytes]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        weights = list_checkpoints(tmp_path / name / "checkpoints")[-1] / "weights.safetensors"
+        return [deterministic(json.loads(line)) for line in lines], weights.read_bytes()
+
+    output_of(start(*RECIPE, write("straight", 4)))
+    output_of(start(*RECIPE, write("stopped", 2)))
+    output_of(start(*RECIPE, write("stopped", 4)))
+    assert read("stopped") == read("straight")
+    assert read("straight")[0][-1]["gradient/norm"] > 0
