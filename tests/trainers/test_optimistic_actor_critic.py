@@ -1,24 +1,18 @@
 """The optimistic actor-critic: what its critic learns and remembers, when it is exchanged, and who never sees whom."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from rlhf.config.loading import to_yaml
 from rlhf.models.frozen_state_critic import FrozenStateCritic
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import TrainingSequence
-from rlhf.training.checkpoint import list_checkpoints
-from rlhf.training.metrics import deterministic
-from tests.processes import output_of, start
 from tests.tiny_runs import make_samples, save_tiny_model
+from tests.trainers.restarts import check_restart
 from tests.trainers.tiny_critics import make_with_critic, next_step, optimistic_config, weights_of
 
 SAMPLES = make_samples()
-RECIPE = ("recipes/optimistic_actor_critic.py", "--config")
 
 
 @pytest.fixture(scope="module")
@@ -136,23 +130,4 @@ def test_settings_that_cannot_be() -> None:
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(model: str, tmp_path: Path) -> None:
-    def write(name: str, steps: int) -> Path:
-        config = optimistic_config(
-            model, run={"folder": str(tmp_path), "name": name},
-            batch={"steps": steps, "prompts_per_step": 4, "minibatches": 2, "tokens_per_micro_batch": 128},
-        )  # fmt: skip
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(to_yaml(config))
-        return file
-
-    def read(name: str) -> tuple[list[dict[str, Any]], bytes]:
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        weights = list_checkpoints(tmp_path / name / "checkpoints")[-1] / "weights.safetensors"
-        return [deterministic(json.loads(line)) for line in lines], weights.read_bytes()
-
-    output_of(start(*RECIPE, write("straight", 4)))
-    output_of(start(*RECIPE, write("stopped", 2)))
-    output_of(start(*RECIPE, write("stopped", 4)))
-    assert read("stopped") == read("straight")
-    assert read("straight")[0][-1]["gradient/norm"] > 0
-
+    check_restart("optimistic_actor_critic", optimistic_config(model), tmp_path)

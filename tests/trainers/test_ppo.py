@@ -1,6 +1,5 @@
 """PPO's critic: what it learns, what it leaves alone, and that splits and restarts change nothing."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +7,14 @@ import pytest
 import torch
 
 from rlhf.algorithms.generalised_advantages import generalised_advantages
-from rlhf.config.loading import to_yaml
 from rlhf.config.ppo import PPOConfig
 from rlhf.models.loading import load_policy
 from rlhf.models.value_head import ValueHead
-from rlhf.training.checkpoint import list_checkpoints
-from rlhf.training.metrics import deterministic
 from tests.invariants.ppo_step import make_actor_critic, ppo_config, returns, sequences
-from tests.processes import output_of, start
 from tests.tiny_runs import make_samples, save_tiny_model, tiny_config
+from tests.trainers.restarts import check_restart
 
 SAMPLES = make_samples()
-RECIPE = ("recipes/ppo.py", "--config")
 
 
 @pytest.fixture(scope="module")
@@ -125,22 +120,4 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(model: str, tmp_path: Path) -> None:
-    def write(name: str, steps: int) -> Path:
-        config = ppo_config(
-            model, critic={"pretrain_steps": 1}, run={"folder": str(tmp_path), "name": name},
-            batch={"steps": steps, "prompts_per_step": 4, "minibatches": 2, "tokens_per_micro_batch": 128},
-        )  # fmt: skip
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(to_yaml(config))
-        return file
-
-    def read(name: str) -> tuple[list[dict[str, Any]], bytes]:
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        weights = list_checkpoints(tmp_path / name / "checkpoints")[-1] / "weights.safetensors"
-        return [deterministic(json.loads(line)) for line in lines], weights.read_bytes()
-
-    output_of(start(*RECIPE, write("straight", 4)))
-    output_of(start(*RECIPE, write("stopped", 2)))
-    output_of(start(*RECIPE, write("stopped", 4)))
-    assert read("stopped") == read("straight")
-    assert read("straight")[0][-1]["gradient/norm"] > 0
+    check_restart("ppo", ppo_config(model, critic={"pretrain_steps": 1}), tmp_path)

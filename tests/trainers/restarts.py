@@ -1,0 +1,36 @@
+"""A run that was stopped half-way and started again ends as one that was not: metrics, and weights to the bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.loading import to_yaml
+from rlhf.config.recipe import RecipeConfig
+from rlhf.training.checkpoint import list_checkpoints
+from rlhf.training.metrics import deterministic
+from tests.processes import output_of, start
+
+STEPS = 4
+
+
+def check_restart(recipe: str, config: RecipeConfig, folder: Path) -> None:
+    """`config`: of any number of steps; two minibatches, so that their order has to be the same too."""
+
+    def run(name: str, steps: int) -> None:
+        batch = {"steps": steps, "prompts_per_step": 4, "minibatches": 2, "tokens_per_micro_batch": 128}
+        places = {"run": config.run.model_copy(update={"folder": str(folder), "name": name})}
+        changed = config.model_copy(update=places | {"batch": config.batch.model_copy(update=batch)})
+        file = folder / f"{name}.yaml"
+        file.write_text(to_yaml(changed))
+        output_of(start(f"recipes/{recipe}.py", "--config", file))
+
+    def read(name: str) -> tuple[list[dict[str, Any]], bytes]:
+        lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+        weights = list_checkpoints(folder / name / "checkpoints")[-1] / "weights.safetensors"
+        return [deterministic(json.loads(line)) for line in lines], weights.read_bytes()
+
+    run("straight", STEPS)
+    run("stopped", STEPS // 2)
+    run("stopped", STEPS)
+    assert read("stopped") == read("straight")
+    assert read("straight")[0][-1]["gradient/norm"] > 0
