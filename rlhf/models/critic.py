@@ -38,10 +38,13 @@ class ActionValues(NamedTuple):
 class ValueEnsemble(nn.Module):
     """v_k(s) of K members; the critic where actions cannot be enumerated (chunks, turns).
 
-    `seed` determines the parameters and priors, on every device. `prior_hidden_size`: of the trunk that priors read,
-    `hidden_size` if not given.
+    `seed` determines the parameters and priors, on every device. `prior_scale`: 0.3 of the range if not given.
+    `prior_hidden_size`: of the trunk that priors read, `hidden_size` if not given. `initial_value`: what an untrained
+    member without a prior gives; the middle of the range if not given. That is optimistic where most episodes earn
+    less, and enough by itself to explore: a critic without optimism needs no prior and an initial value near `v_min`.
 
-    Raises ValueError for fewer than one member, an empty range, or a negative `prior_scale`.
+    Raises ValueError for fewer than one member, an empty range, a negative `prior_scale`, or an initial value that is
+    not within the range.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class ValueEnsemble(nn.Module):
         v_min: float = 0.0,
         v_max: float = 1.0,
         prior_scale: float | None = None,
+        initial_value: float | None = None,
         prior_hidden_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -63,11 +67,15 @@ class ValueEnsemble(nn.Module):
         prior_scale = 0.3 * (v_max - v_min) if prior_scale is None else prior_scale
         if not 0 <= prior_scale < math.inf:
             raise ValueError(f"prior_scale must be 0 (no prior) or more, got {prior_scale}")
+        initial_value = (v_min + v_max) / 2 if initial_value is None else initial_value
+        if not v_min < initial_value < v_max:
+            raise ValueError(f"initial_value must be within ({v_min}, {v_max}), got {initial_value}")
         self.hidden_size, self.members, self.seed = hidden_size, members, seed
         self.v_min, self.v_max, self.prior_scale = v_min, v_max, prior_scale
         self.prior_hidden_size = hidden_size if prior_hidden_size is None else prior_hidden_size
         self.value_weight_Kd = nn.Parameter(INITIAL_SCALE * self._draw("value", hidden_size) / math.sqrt(hidden_size))
-        self.value_bias_K = nn.Parameter(torch.zeros(members))
+        odds = (initial_value - v_min) / (v_max - initial_value)
+        self.value_bias_K = nn.Parameter(torch.full((members,), math.log(odds)))
         self.register_buffer("prior_weight_Kd", self._draw("value prior", self.prior_hidden_size))
 
     def _draw(self, what: str, *shape: int) -> Tensor:

@@ -116,13 +116,13 @@ class Experience:
 class LockCritic(nn.Module):
     """Action values of all tokens, from a trunk that learns and priors on one that does not."""
 
-    def __init__(self, members: int, prior_scale: float, seed: int) -> None:
+    def __init__(self, members: int, prior_scale: float, seed: int, initial_value: float) -> None:
         super().__init__()
         self.trunk = TinyTransformer(VOCABULARY, LENGTH)
         self.prior_trunk = TinyTransformer(VOCABULARY, LENGTH).requires_grad_(False)
         width = self.trunk.width
         self.register_buffer("embedding_me", torch.randn(VOCABULARY, width))
-        self.heads = DuelingEnsemble(width, members=members, prior_scale=prior_scale, seed=seed)
+        self.heads = DuelingEnsemble(width, members=members, prior_scale=prior_scale, initial_value=initial_value, seed=seed)
 
     def forward(self, experience: Experience) -> Tensor:
         """(S, K, m)."""
@@ -135,15 +135,15 @@ class LockCritic(nn.Module):
 
 def run_actor_critic(
     seed: int, *, iterations: int = 120, optimism: Optimism = Optimism(bonus=3.0), prior_scale: float = 1.0,
-    offline: int = 0, members: int = 8,
+    initial_value: float = 0.5, offline: int = 0, members: int = 8,
 ) -> Outcome:  # fmt: skip
     torch.manual_seed(seed)
     lock, policy = Lock(seed), TinyPolicy(VOCABULARY, LENGTH)
-    critic = LockCritic(members, prior_scale, seed)
+    critic = LockCritic(members, prior_scale, seed, initial_value)
     slow, guide = copy.deepcopy(critic), copy.deepcopy(critic)
     trained = [parameter for parameter in critic.parameters() if parameter.requires_grad]
-    critic_optimizer = torch.optim.Adam(trained, LEARNING_RATE)
-    policy_optimizer = torch.optim.Adam(policy.parameters(), LEARNING_RATE)
+    critic_optimizer = torch.optim.Adam(trained, LEARNING_RATE, foreach=True)
+    policy_optimizer = torch.optim.Adam(policy.parameters(), LEARNING_RATE, foreach=True)
     buffer = ReplayBuffer(seed=seed, offline=lock.offline(offline))
     controller = SwitchController("excess", threshold=MULTIPLE * TOLERANCE, min_iters=1, max_iters=None)
     schedule = KappaSchedule(kappa_max=KAPPA_STEP * iterations, n_sat=iterations)
