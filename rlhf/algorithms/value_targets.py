@@ -119,7 +119,7 @@ def expectile_losses(value_NK: Tensor, target_NK: Tensor, expectile: float) -> T
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must be in (0, 1), got {expectile}: 0.5 is the mean, 0.9 leans to the best")
     error_NK = target_NK - value_NK
-    return torch.where(error_NK < 0, 1 - expectile, expectile) * error_NK.square()
+    return (expectile - (error_NK < 0).to(error_NK.dtype)).abs() * error_NK.square()
 
 
 def squared_losses(error_NK: Tensor, huber_delta: float | None = None) -> Tensor:

@@ -51,12 +51,11 @@ class Lock:
             wrong = (row != self.secret).nonzero()[:, 0].tolist()
             length = wrong[0] + 1 if wrong else LENGTH
             paid = 1.0 if not wrong else 0.1 if length == 1 else 0.0
-            found.append(
-                Episode(
-                    id=str(self.tried), prompt_id="lock", prompt_ids=[], token_ids=row[:length], logps=[0.0] * length,
-                    rewards=[0.0] * (length - 1) + [paid], policy_version=0,
-                )
+            episode = Episode(
+                id=str(self.tried), prompt_id="lock", prompt_ids=[], token_ids=row[:length], logps=[0.0] * length,
+                rewards=[0.0] * (length - 1) + [paid], policy_version=0,
             )
+            found.append(episode)
             self.tried += 1
         return found
 
@@ -122,7 +121,9 @@ class LockCritic(nn.Module):
         self.prior_trunk = TinyTransformer(VOCABULARY, LENGTH).requires_grad_(False)
         width = self.trunk.width
         self.register_buffer("embedding_me", torch.randn(VOCABULARY, width))
-        self.heads = DuelingEnsemble(width, members=members, prior_scale=prior_scale, initial_value=initial_value, seed=seed)
+        self.heads = DuelingEnsemble(
+            width, members=members, prior_scale=prior_scale, initial_value=initial_value, seed=seed
+        )
 
     def forward(self, experience: Experience) -> Tensor:
         """(S, K, m)."""
@@ -136,7 +137,7 @@ class LockCritic(nn.Module):
 def run_actor_critic(
     seed: int, *, iterations: int = 120, optimism: Optimism = Optimism(bonus=3.0), prior_scale: float = 1.0,
     initial_value: float = 0.5, offline: int = 0, members: int = 8,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     torch.manual_seed(seed)
     lock, policy = Lock(seed), TinyPolicy(VOCABULARY, LENGTH)
     critic = LockCritic(members, prior_scale, seed, initial_value)
@@ -204,7 +205,7 @@ def lock_excess(critic: LockCritic, data: Experience, optimism: Optimism) -> flo
 def match_policy(
     policy: TinyPolicy, optimizer: torch.optim.Optimizer, guide: LockCritic, data: Experience, optimism: Optimism,
     kappa: float,
-) -> float:  # fmt: skip
+) -> float:
     """An actor phase; the guiding critic's value of the first state."""
     with torch.no_grad():
         q_Sm = optimism(guide(data))
