@@ -1,6 +1,6 @@
 """The parts together, on a transformer of one block: a lock that only optimism opens, and the price of a token.
 
-Numbers of one run on a CPU, seeds 0, 1, 2. They move with the rounding of another machine; the bounds leave room.
+Runs differ in rounding between machines; the bounds leave room for it.
 """
 
 import pytest
@@ -24,9 +24,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_an_optimistic_critic_opens_the_lock_where_chance_takes_47_000_episodes():
-    found = run_actor_critic(0, iterations=12)
-    assert found.first_success is not None and found.least_start_value > 0.1
+def test_an_optimistic_critic_opens_a_short_lock():
+    found = run_actor_critic(0, iterations=8, members=4, length=3)
+    assert found.first_success is not None and found.switches >= 1 and found.least_start_value > 0.1
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from rlhf.data.replay_buffer import ReplayBuffer
 from rlhf.models.critic import DuelingEnsemble
 from tests.tiny_transformer import TinyPolicy, TinyTransformer
 
-VOCABULARY = LENGTH = 6
+VOCABULARY = 6
 ROLLOUTS, STEPS, LEARNING_RATE, POLYAK = 8, 25, 3e-3, 0.1
 TOLERANCE, MULTIPLE = 0.1, 5.0
 KAPPA_STEP = 8.0
@@ -41,15 +41,16 @@ class Outcome:
 class Lock:
     """The lock of a seed; it grades sequences of tokens."""
 
-    def __init__(self, seed: int) -> None:
-        self.secret = torch.randint(VOCABULARY, (LENGTH,), generator=torch.Generator().manual_seed(seed + 77))
+    def __init__(self, seed: int, length: int = 6) -> None:
+        self.length = length
+        self.secret = torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed + 77))
         self.tried = 0
 
     def episodes(self, token_ids_BH: Tensor) -> list[Episode]:
         found = []
         for row in token_ids_BH:
             wrong = (row != self.secret).nonzero()[:, 0].tolist()
-            length = wrong[0] + 1 if wrong else LENGTH
+            length = wrong[0] + 1 if wrong else self.length
             paid = 1.0 if not wrong else 0.1 if length == 1 else 0.0
             episode = Episode(
                 id=str(self.tried), prompt_id="lock", prompt_ids=[], token_ids=row[:length], logps=[0.0] * length,
@@ -61,15 +62,15 @@ class Lock:
 
     def offline(self, count: int) -> list[Episode]:
         """Each token is right with probability 0.75."""
-        is_copied = torch.rand(count, LENGTH) < 0.7
-        return self.episodes(torch.where(is_copied, self.secret, torch.randint(VOCABULARY, (count, LENGTH))))
+        is_copied = torch.rand(count, self.length) < 0.7
+        return self.episodes(torch.where(is_copied, self.secret, torch.randint(VOCABULARY, (count, self.length))))
 
 
 @torch.no_grad()
-def sample(policy: TinyPolicy, count: int) -> Tensor:
-    """(count, H) token ids; what follows a wrong token is never looked at."""
+def sample(policy: TinyPolicy, count: int, length: int) -> Tensor:
+    """(count, length) token ids; what follows a wrong token is never looked at."""
     token_ids_BL = torch.zeros(count, 0, dtype=torch.long)
-    for _ in range(LENGTH):
+    for _ in range(length):
         drawn_B1 = policy(token_ids_BL)[:, -1].exp().multinomial(1)
         token_ids_BL = torch.cat([token_ids_BL, drawn_B1], dim=1)
     return token_ids_BL
@@ -77,7 +78,8 @@ def sample(policy: TinyPolicy, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Experience:
-    """What is stored, each sequence once. `count_A`: how often its action was taken."""
+    """What is stored, each sequence once. `count_A`: how often its action was taken. `prior_Sd`: states of the
+    trunk that the priors read."""
 
     token_ids_BL: Tensor
     actions: ActionView
@@ -85,9 +87,11 @@ class Experience:
     reward_A: Tensor
     done_A: Tensor
     count_A: Tensor
+    prior_Sd: Tensor
 
     @classmethod
-    def of(cls, episodes: list[Episode]) -> "Experience":
+    @torch.no_grad()
+    def of(cls, episodes: list[Episode], prior_trunk: TinyTransformer) -> "Experience":
         counts: dict[tuple[int, ...], int] = {}
         unique: dict[tuple[int, ...], Episode] = {}
         for episode in episodes:
@@ -95,7 +99,8 @@ class Experience:
             counts[key] = counts.get(key, 0) + 1
             unique[key] = episode
         actions = view_actions("token", [len(key) for key in unique])
-        token_ids_BL, reward_BL = torch.zeros(len(unique), LENGTH, dtype=torch.long), torch.zeros(len(unique), LENGTH)
+        longest = int(actions.actions_B.max())
+        token_ids_BL, reward_BL = torch.zeros(len(unique), longest, dtype=torch.long), torch.zeros(len(unique), longest)
         for row, (key, episode) in enumerate(unique.items()):
             token_ids_BL[row, : len(key)] = torch.tensor(key)
             reward_BL[row, : len(key)] = torch.from_numpy(episode.rewards)
@@ -106,6 +111,7 @@ class Experience:
             reward_A=summed_rewards(actions, reward_BL),
             done_A=is_done(actions, torch.zeros(len(unique), dtype=torch.bool)),
             count_A=torch.tensor(list(counts.values()), dtype=torch.float)[actions.sequence_A],
+            prior_Sd=prior_trunk(token_ids_BL)[actions.sequence_S, actions.position_S],
         )
 
     def states(self, hidden_BLd: Tensor) -> Tensor:
@@ -115,10 +121,9 @@ class Experience:
 class LockCritic(nn.Module):
     """Action values of all tokens, from a trunk that learns and priors on one that does not."""
 
-    def __init__(self, members: int, prior_scale: float, seed: int, initial_value: float) -> None:
+    def __init__(self, length: int, members: int, prior_scale: float, seed: int, initial_value: float) -> None:
         super().__init__()
-        self.trunk = TinyTransformer(VOCABULARY, LENGTH)
-        self.prior_trunk = TinyTransformer(VOCABULARY, LENGTH).requires_grad_(False)
+        self.trunk = TinyTransformer(VOCABULARY, length)
         width = self.trunk.width
         self.register_buffer("embedding_me", torch.randn(VOCABULARY, width))
         self.heads = DuelingEnsemble(
@@ -128,22 +133,21 @@ class LockCritic(nn.Module):
     def forward(self, experience: Experience) -> Tensor:
         """(S, K, m)."""
         hidden_Sd = experience.states(self.trunk(experience.token_ids_BL))
-        prior_Sd = experience.states(self.prior_trunk(experience.token_ids_BL))
         states = len(hidden_Sd)
         candidate_Sme = self.embedding_me.expand(states, -1, -1)
-        return self.heads(hidden_Sd, candidate_Sme, UNIFORM.expand(states, VOCABULARY), prior_Sd).q_NKm
+        return self.heads(hidden_Sd, candidate_Sme, UNIFORM.expand(states, VOCABULARY), experience.prior_Sd).q_NKm
 
 
 def run_actor_critic(
     seed: int, *, iterations: int = 120, optimism: Optimism = Optimism(bonus=3.0), prior_scale: float = 1.0,
-    initial_value: float = 0.5, offline: int = 0, members: int = 8,
+    initial_value: float = 0.5, offline: int = 0, members: int = 8, length: int = 6,
 ) -> Outcome:
     torch.manual_seed(seed)
-    lock, policy = Lock(seed), TinyPolicy(VOCABULARY, LENGTH)
-    critic = LockCritic(members, prior_scale, seed, initial_value)
+    lock, policy = Lock(seed, length), TinyPolicy(VOCABULARY, length)
+    prior_trunk = TinyTransformer(VOCABULARY, length)
+    critic = LockCritic(length, members, prior_scale, seed, initial_value)
     slow, guide = copy.deepcopy(critic), copy.deepcopy(critic)
-    trained = [parameter for parameter in critic.parameters() if parameter.requires_grad]
-    critic_optimizer = torch.optim.Adam(trained, LEARNING_RATE, foreach=True)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), LEARNING_RATE, foreach=True)
     policy_optimizer = torch.optim.Adam(policy.parameters(), LEARNING_RATE, foreach=True)
     buffer = ReplayBuffer(seed=seed, offline=lock.offline(offline))
     controller = SwitchController("excess", threshold=MULTIPLE * TOLERANCE, min_iters=1, max_iters=None)
@@ -151,12 +155,12 @@ def run_actor_critic(
     actor = MirrorDescent(schedule, "target")
     returns, first_success, least_start_value = [], None, 1.0
     for iteration in range(iterations):
-        new = lock.episodes(sample(policy, ROLLOUTS))
+        new = lock.episodes(sample(policy, ROLLOUTS, length))
         buffer.add(new)
         returns.append(sum(episode.episode_return for episode in new) / ROLLOUTS)
         if first_success is None and any(episode.episode_return == 1 for episode in new):
             first_success = (iteration + 1) * ROLLOUTS
-        experience = Experience.of([*buffer.offline, *buffer.online])
+        experience = Experience.of([*buffer.offline, *buffer.online], prior_trunk)
 
         def critic_step() -> None:
             train_critic(critic, slow, critic_optimizer, experience)  # noqa: B023, used within its iteration
@@ -224,11 +228,12 @@ def match_policy(
 def run_policy_gradient(seed: int, iterations: int = 120) -> Outcome:
     """Group-relative policy gradient with the same rollouts."""
     torch.manual_seed(seed)
-    lock, policy = Lock(seed), TinyPolicy(VOCABULARY, LENGTH)
+    lock = Lock(seed)
+    policy = TinyPolicy(VOCABULARY, lock.length)
     optimizer = torch.optim.Adam(policy.parameters(), LEARNING_RATE)
     returns, first_success = [], None
     for iteration in range(iterations):
-        token_ids_BH = sample(policy, ROLLOUTS)
+        token_ids_BH = sample(policy, ROLLOUTS, lock.length)
         episodes = lock.episodes(token_ids_BH)
         return_B = torch.tensor([episode.episode_return for episode in episodes])
         returns.append(float(return_B.mean()))
@@ -236,7 +241,7 @@ def run_policy_gradient(seed: int, iterations: int = 120) -> Outcome:
             first_success = (iteration + 1) * ROLLOUTS
         actions = view_actions("token", [len(episode.token_ids) for episode in episodes])
         advantage_B = (return_B - return_B.mean()) / (return_B.std() + 1e-4)
-        logp_BHm = policy(token_ids_BH)[:, :LENGTH]
+        logp_BHm = policy(token_ids_BH)[:, : lock.length]
         logp_BH = logp_BHm.gather(-1, token_ids_BH[..., None]).squeeze(-1)
         loss = -(advantage_B[actions.sequence_A] * logp_BH[actions.sequence_A, actions.start_A]).mean()
         optimizer.zero_grad()
