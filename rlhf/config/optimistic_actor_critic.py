@@ -33,6 +33,8 @@ class EnsembleConfig(Section):
     """Of the ensemble; their spread is the uncertainty."""
     prior_scale: float = Field(0.3, ge=0)
     """Size of the members' fixed random parts, in units of the range. Without them members collapse onto each other."""
+    initial_share: float = Field(0.5, gt=0, lt=1)
+    """Where between the bounds values begin. The middle is optimism already, where most returns are below it."""
     bootstrap: float = Field(0.8, gt=0, le=1)
     """Chance that a member learns from an episode."""
     expectile: float = Field(0.9, ge=0.5, lt=1)
@@ -86,7 +88,8 @@ class OptimisticConfig(PolicyGradientConfig):
 
     type: Literal["optimistic_actor_critic"] = "optimistic_actor_critic"
     preset: Literal["nora", "non_optimistic"] = "nora"
-    """non_optimistic: the members' mean, without priors; for comparison, or where offline data cover good play."""
+    """non_optimistic: the members' mean, without priors and from the lower bound up; for comparison, or where offline
+    data cover good play."""
     advantage: Literal["optimistic"] = "optimistic"
     """r + V(next state) - V(state) of the frozen critic, the same for all tokens of an action."""
     actions: ActionViewConfig = ActionViewConfig()
@@ -119,7 +122,7 @@ class OptimisticConfig(PolicyGradientConfig):
         filled = {"loss": "clip", "importance": "token", "denominator": "token", **values}
         if values.get("preset") == "non_optimistic":
             filled["optimism"] = {"kind": "none", **values.get("optimism", {})}
-            filled["ensemble"] = {"prior_scale": 0.0, **values.get("ensemble", {})}
+            filled["ensemble"] = {"prior_scale": 0.0, "initial_share": 0.02, **values.get("ensemble", {})}
         return filled
 
 

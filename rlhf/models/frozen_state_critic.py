@@ -10,13 +10,15 @@ from rlhf.models.critic import ValueEnsemble
 class FrozenStateCritic(nn.Module):
     """hidden states (N, D) of a frozen trunk to values (N, K) within the bounds, float32.
 
-    The network has one hidden layer and feeds all members; their priors read the frozen states themselves. Weights are
-    a function of `seed`; the state dict holds the priors.
+    Values begin near `initial_share` of the way through the bounds. The network has one hidden layer and feeds all
+    members; their priors read the frozen states themselves. Weights are a function of `seed`; the state dict holds the
+    priors.
     """
 
     def __init__(
-        self, hidden: int, *, members: int, bounds: tuple[float, float], prior_scale: float, seed: int, width: int = 256
-    ) -> None:
+        self, hidden: int, *, members: int, bounds: tuple[float, float], prior_scale: float, seed: int,
+        initial_share: float = 0.5, width: int = 256,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.bounds, self.members = bounds, members
         with torch.random.fork_rng(devices=[]):
@@ -25,6 +27,7 @@ class FrozenStateCritic(nn.Module):
         self.ensemble = ValueEnsemble(
             width, members=members, seed=seed, v_min=bounds[0], v_max=bounds[1],
             prior_scale=prior_scale * (bounds[1] - bounds[0]), prior_hidden_size=hidden,
+            initial_value=bounds[0] + initial_share * (bounds[1] - bounds[0]),
         )  # fmt: skip
 
     def forward(self, hidden_ND: Tensor) -> Tensor:

@@ -113,9 +113,10 @@ class AverageRewardCritic(OptimisticCritic):
 
     @torch.no_grad()
     def _targets(self, batch: Transitions) -> Tensor:
-        """r - c J_k + V_k(next state) of each member's own slow copy; (A, K)."""
+        """r - c J_k + V_k(next state) of each member's own slow copy, within the values' bounds: at a target that V
+        cannot reach, J would run away; (A, K)."""
         price_AK = (self.cost(batch.view)[:, None] * self.gain_K.float()).to(self.device)
-        return super()._targets(batch) - price_AK
+        return (super()._targets(batch) - price_AK).clamp(*self.settings.value_bounds)
 
     @torch.no_grad()
     def _after_update(self, batch: Transitions | None) -> None:

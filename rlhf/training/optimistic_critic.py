@@ -59,8 +59,9 @@ class OptimisticCritic:
         self.states_of, self.config, self.settings, self.device = states_of, config, settings, accelerator.device
         ensemble, seed = settings.ensemble, config.run.seed
         self.online = FrozenStateCritic(
-            hidden, members=ensemble.members, bounds=settings.value_bounds, prior_scale=ensemble.prior_scale, seed=seed
-        ).to(self.device)
+            hidden, members=ensemble.members, bounds=settings.value_bounds, prior_scale=ensemble.prior_scale,
+            initial_share=ensemble.initial_share, seed=seed,
+        ).to(self.device)  # fmt: skip
         self.target, self.frozen = copy.deepcopy(self.online), copy.deepcopy(self.online)
         self.optimizer = torch.optim.AdamW(self.online.parameters(), lr=ensemble.lr, weight_decay=0.01)
         rank, self.ranks = rank_of_world()

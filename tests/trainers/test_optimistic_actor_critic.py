@@ -31,6 +31,8 @@ def test_members_begin_apart_by_their_priors_and_together_without() -> None:
     values = critic(0.3)(states).detach()
     assert torch.equal(values, critic(0.3)(states)) and not torch.equal(values, critic(0.3, seed=1)(states))
     assert float(values.min()) >= -1 and float(values.max()) <= 2
+    low = FrozenStateCritic(16, members=6, bounds=(-1.0, 2.0), prior_scale=0.0, seed=0, initial_share=0.02)
+    assert float((low(states).detach() + 0.94).abs().max()) < 0.05
     assert not any("prior" in name for name, _ in critic(0.3).named_parameters()), "priors are never trained"
     assert any("prior" in name for name in critic(0.3).state_dict()), "and are saved"
 
@@ -125,7 +127,7 @@ def test_settings_that_cannot_be() -> None:
         with pytest.raises(ValueError, match=message):
             optimistic_config("x", algorithm=settings)
     plain = optimistic_config("x", algorithm={"preset": "non_optimistic", "ensemble": {}}).algorithm
-    assert (plain.optimism.kind, plain.ensemble.prior_scale) == ("none", 0.0)
+    assert (plain.optimism.kind, plain.ensemble.prior_scale, plain.ensemble.initial_share) == ("none", 0.0, 0.02)
 
 
 @pytest.mark.slow
