@@ -18,6 +18,10 @@ class ActionViewConfig(Section):
     """Tokens of a chunk. The theory's cost grows with the number of actions, not of tokens."""
     bounds: tuple[float, float] = (0.0, 1.0)
     """The smallest and the largest return of an episode; values are clipped to them."""
+    truncation: Literal["end", "bootstrap"] = "end"
+    """A completion that was cut off is over, with the reward that it got; or it goes on, worth what the critic says of
+    its last state: only where the limit is one of the rollouts and not of the task, for an optimistic critic promises
+    much of what was never finished, and completions grow to the limit."""
 
     @model_validator(mode="after")
     def _refuse_an_empty_range(self) -> "ActionViewConfig":

@@ -9,7 +9,7 @@ superseded critic is part of what the policy is drawn to (reset "jump"). No guar
 
 import torch
 
-from rlhf.algorithms.mdp_views import is_done, outcome_rewards
+from rlhf.algorithms.mdp_views import outcome_rewards
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.data.types import Sample
 from rlhf.models.packing import TrainingSequence
@@ -64,7 +64,7 @@ class OptimisticActorCritic(PolicyGradient):
             view = critic.view([len(sequence.completion_ids) for sequence in sequences])
             value_S = critic.guidance(critic.states(sequences, view)).cpu()
             reward_B = torch.tensor([sample.reward for sample in samples], dtype=torch.float32)
-            done_A = is_done(view, torch.tensor([sample.truncated for sample in samples]))
+            done_A = critic.ends(view, [sample.truncated for sample in samples])
             next_A = torch.where(done_A, 0.0, value_S[view.next_state_A])
             advantage_A = outcome_rewards(view, reward_B) - critic.price(view) + next_A - value_S[view.state_A]
             advantage_N = advantage_A.repeat_interleave(view.tokens_A)

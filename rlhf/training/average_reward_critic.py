@@ -15,7 +15,7 @@ from rlhf.algorithms.average_reward import (
     most_optimistic_member,
     newton_gain,
 )
-from rlhf.algorithms.mdp_views import ActionView, is_done, outcome_rewards
+from rlhf.algorithms.mdp_views import ActionView, outcome_rewards
 from rlhf.algorithms.optimism import confidence_set, set_radius
 from rlhf.config.loop import AverageRewardConfig
 from rlhf.data.types import Sample
@@ -139,7 +139,7 @@ class AverageRewardCritic(OptimisticCritic):
             sequences = [TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in samples]
             view = self.view([len(sequence.completion_ids) for sequence in sequences])
             value_SK = self.online(self.states(sequences, view)).double().cpu()
-            done_A = is_done(view, torch.tensor([sample.truncated for sample in samples]))
+            done_A = self.ends(view, [sample.truncated for sample in samples])
             reward_B = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
             cost_A = self.cost(view).double()
             target_AK = outcome_rewards(view, reward_B)[:, None] - cost_A[:, None] * self.gain_K

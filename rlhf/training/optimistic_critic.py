@@ -138,6 +138,11 @@ class OptimisticCritic:
         self.metrics["critic/spread"] = float(value_SK.std(-1).mean())
         return self.optimism(value_SK)
 
+    def ends(self, view: ActionView, is_cut: Sequence[bool]) -> Tensor:
+        """Whether each action ends its episode; (A,) bool. `is_cut`: completions that hit the token limit."""
+        goes_on = self.settings.actions.truncation == "bootstrap"
+        return is_done(view, torch.tensor([goes_on and cut for cut in is_cut]))
+
     def price(self, view: ActionView) -> Tensor:
         """What each action costs besides its reward; (A,). Nothing, where episodes are what counts."""
         return torch.zeros(len(view.state_A))
@@ -208,12 +213,12 @@ class OptimisticCritic:
         state_SD = self.states(sequences, view)
         outcome_B = torch.tensor([episode.episode_return for episode in episodes], dtype=torch.float32)
         learns_BK = torch.tensor([episode.in_bootstrap for episode in episodes], dtype=torch.float32)
-        truncated_B = torch.tensor([episode.truncated for episode in episodes])
         return Transitions(
             view=view, prompt_BD=state_SD[(view.position_S == 0).to(self.device)],
             here_AD=state_SD[view.state_A.to(self.device)], next_AD=state_SD[view.next_state_A.to(self.device)],
             reward_A=outcome_rewards(view, outcome_B).to(self.device),
-            done_A=is_done(view, truncated_B).to(self.device), learns_AK=learns_BK[view.sequence_A].to(self.device),
+            done_A=self.ends(view, [episode.truncated for episode in episodes]).to(self.device),
+            learns_AK=learns_BK[view.sequence_A].to(self.device),
         )  # fmt: skip
 
     @torch.no_grad()

@@ -85,9 +85,12 @@ def test_the_policy_waits_for_its_first_critic_and_gets_it(model: str, tmp_path:
     assert torch.equal(weights_of(learner.critic.frozen), weights_of(learner.critic.online))
 
 
-def test_advantages_are_the_frozen_critic_s(model: str, tmp_path: Path) -> None:
-    """The same for all tokens of an action; a truncated completion goes on, a finished one is worth nothing more."""
-    learner, algorithm = make_with_critic(optimistic_config(model), tmp_path)
+@pytest.mark.parametrize("truncation", ["end", "bootstrap"])
+def test_advantages_are_the_frozen_critic_s(truncation: str, model: str, tmp_path: Path) -> None:
+    """The same for all tokens of an action; a finished completion is worth nothing more, one that was cut off is over
+    too, or goes on."""
+    actions = {"actions": {"chunk_tokens": 3, "truncation": truncation}}
+    learner, algorithm = make_with_critic(optimistic_config(model, algorithm=actions), tmp_path)
     batch = algorithm.prepare(SAMPLES, learner)
     critic = learner.critic
     for sample in batch:
@@ -97,7 +100,7 @@ def test_advantages_are_the_frozen_critic_s(model: str, tmp_path: Path) -> None:
         ids = TrainingSequence(sample.sample.prompt.token_ids, sample.sample.completion_ids)
         view = critic.view([sample.length])
         values = critic.guidance(critic.states([ids], view)).tolist()
-        last = values[-1] if sample.sample.truncated else 0.0
+        last = values[-1] if sample.sample.truncated and truncation == "bootstrap" else 0.0
         gains = [after - here for here, after in zip(values, [*values[1:-1], last], strict=False)]
         gains[-1] += sample.sample.reward
         expected = [gains[position // 3] for position in range(sample.length)]
