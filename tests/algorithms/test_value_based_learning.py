@@ -25,7 +25,7 @@ def one_thread():
 
 
 def test_an_optimistic_critic_opens_a_short_lock():
-    found = run_actor_critic(0, iterations=8, members=4, length=3)
+    found = run_actor_critic(0, iterations=6, members=4, length=3)
     assert found.first_success is not None and found.switches >= 1 and found.least_start_value > 0.1
 
 
@@ -73,5 +73,4 @@ def test_the_unit_of_the_gain_decides_how_long_to_think(unit, thoughts, gain, er
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_gain_that_moves_faster_than_the_critic_runs_away_and_is_noticed(seed):
-    found = run_stream(seed, "episode", 0.02)
-    assert found.alarm and found.gain > 1.2
+    assert run_stream(seed, "episode", 0.02).alarm

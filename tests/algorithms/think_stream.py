@@ -33,7 +33,8 @@ COSTS: dict[GainUnit, ActionCosts] = {"token": ActionCosts(0, 1), "episode": Act
 @dataclass(frozen=True)
 class Outcome:
     """`thoughts`: of the greedy policy. `gain`, `start_value`: the members' means. `alarm`: learned gain and renewal
-    estimate (`renewal`) disagree."""
+    estimate (`renewal`) disagreed at some time in the second half: a gain that is too fast swings through the right
+    one."""
 
     thoughts: int
     gain: float
@@ -81,7 +82,7 @@ def run_stream(seed: int, unit: GainUnit, gain_rate: float, *, iterations: int =
     slow_value_NK = slow.values()
     optimizer = torch.optim.Adam(critic.parameters(), LEARNING_RATE, foreach=True)
     gain_K = torch.zeros(members)
-    renewal = RenewalGain()
+    renewal, alarm = RenewalGain(), False
     # one episode for each number of thoughts, with the mean of its outcomes and weighted by how often it came
     actions = view_actions("token", [thoughts + 1 for thoughts in range(LONGEST + 1)])
     done_A = is_done(actions, torch.zeros(LONGEST + 1, dtype=torch.bool))
@@ -91,7 +92,7 @@ def run_stream(seed: int, unit: GainUnit, gain_rate: float, *, iterations: int =
     position_S = actions.position_S.clamp_max(LONGEST)
     count_B, right_B = np.zeros(LONGEST + 1), np.zeros(LONGEST + 1)
 
-    for _ in range(iterations):
+    for iteration in range(iterations):
         with torch.no_grad():
             greedy = greedy_thoughts(critic())
         own = random.binomial(EPISODES, right_probability(greedy))
@@ -118,9 +119,8 @@ def run_stream(seed: int, unit: GainUnit, gain_rate: float, *, iterations: int =
             polyak_update(slow, critic, POLYAK)
             slow_value_NK = slow.values()
             gain_K = anchored_gain(gain_K, slow_value_NK[:1], gain_rate)
-    gain = float(gain_K.mean())
+        gain = float(gain_K.mean())
+        alarm |= iteration >= iterations // 2 and gain_alarm(gain, renewal.gain, 1.0, switches=3)
     with torch.no_grad():
         thoughts = greedy_thoughts(critic())
-    return Outcome(
-        thoughts, gain, float(slow_value_NK[0].mean()), renewal.gain, gain_alarm(gain, renewal.gain, 1.0, switches=3)
-    )
+    return Outcome(thoughts, gain, float(slow_value_NK[0].mean()), renewal.gain, alarm)
