@@ -1,6 +1,6 @@
 """The policy-gradient family: presets by name, each part open to change."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -75,6 +75,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class PolicyGradientConfig(Section):
     """Advantages, policy loss, and what is added to them. A preset sets the fields that are not given."""
 
+    BY_PRESET: ClassVar[dict[str, dict[str, Any]]] = PRESETS
+
     type: Literal["grpo"] = "grpo"
     preset: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"] = "grpo"
     """Named settings from the papers; any field below overrides its preset."""
@@ -115,7 +117,7 @@ class PolicyGradientConfig(Section):
     def _fill_from_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        preset = PRESETS.get(str(values.get("preset", "grpo")), {})
+        preset = cls.BY_PRESET.get(str(values.get("preset", cls.model_fields["preset"].default)), {})
         filled = {**preset, **values}
         for name, default in preset.items():
             if isinstance(default, dict) and isinstance(values.get(name), dict):

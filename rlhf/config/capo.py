@@ -93,23 +93,13 @@ CAPO_PRESETS: dict[str, dict[str, Any]] = {
 class CurvatureMaskedConfig(PolicyGradientConfig):
     """A policy gradient, and which tokens it leaves out. A preset sets the fields that are not given."""
 
+    BY_PRESET = CAPO_PRESETS
+
     type: Literal["capo"] = "capo"
     preset: Literal["capo", "dr_capo", "reincapo"] = "capo"
     """CAPO on GRPO, on Dr.GRPO, on REINFORCE, with the published thresholds: recalibrate them (calibrate_steps)."""
     curvature: CurvatureConfig = CurvatureConfig()
     """The trust region."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        preset = CAPO_PRESETS.get(str(values.get("preset", "capo")), {})
-        filled = {**preset, **values}
-        for name, default in preset.items():
-            if isinstance(default, dict) and isinstance(values.get(name), dict):
-                filled[name] = {**default, **values[name]}
-        return filled
 
     @model_validator(mode="after")
     def _refuse_what_has_no_token_step(self) -> "CurvatureMaskedConfig":

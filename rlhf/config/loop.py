@@ -4,7 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig, OptimisticConfig
+from rlhf.config.optimistic_actor_critic import (
+    CLIPPED,
+    OptimismConfig,
+    OptimisticActorCriticConfig,
+    OptimisticConfig,
+)
 from rlhf.config.section import Section
 
 OTHER_LOOP = ("rollouts_per_scenario", "ppo_epsilon", "baseline")
@@ -47,6 +52,8 @@ class AverageRewardConfig(OptimisticConfig):
     """LOOP (Local-fitted Optimization with OPtimism, arXiv 2404.12648): optimistic actor-critic's parts with a gain.
     Not leave-one-out PPO, which is `advantage: leave_one_out` of recipes/grpo.py."""
 
+    BY_PRESET = {"loop": CLIPPED}
+
     type: Literal["loop"] = "loop"
     preset: Literal["loop"] = "loop"
     """The settings below."""
@@ -72,6 +79,15 @@ class AverageRewardConfig(OptimisticConfig):
                 "recipes/grpo.py with algorithm.advantage leave_one_out and algorithm.loss clip"
             )
         return values
+
+    @model_validator(mode="after")
+    def _refuse_what_the_plan_does_not_use(self) -> "AverageRewardConfig":
+        if self.optimism != OptimismConfig():
+            raise ValueError(
+                "optimism is for recipes/optimistic_actor_critic.py: LOOP plans with the member of the confidence set "
+                "that has the highest gain; leave the section out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_a_gain_that_is_too_fast(self) -> "AverageRewardConfig":

@@ -87,8 +87,19 @@ class SwitchConfig(Section):
         return self
 
 
+CLIPPED = dict(loss="clip", importance="token", denominator="token")
+OPTIMISTIC_PRESETS: dict[str, dict[str, Any]] = {
+    "nora": CLIPPED,
+    "non_optimistic": {
+        **CLIPPED, "optimism": {"kind": "none"}, "ensemble": {"prior_scale": 0.0, "initial_share": 0.02},
+    },
+}  # fmt: skip
+
+
 class OptimisticConfig(PolicyGradientConfig):
     """Clipped policy gradient on the advantages of a frozen, optimistic critic (after NORA, arXiv 2505.03710)."""
+
+    BY_PRESET = OPTIMISTIC_PRESETS
 
     type: Literal["optimistic_actor_critic"] = "optimistic_actor_critic"
     preset: Literal["nora", "non_optimistic"] = "nora"
@@ -118,16 +129,14 @@ class OptimisticConfig(PolicyGradientConfig):
         """The range of values of states."""
         return self.actions.bounds
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        filled = {"loss": "clip", "importance": "token", "denominator": "token", **values}
-        if values.get("preset") == "non_optimistic":
-            filled["optimism"] = {"kind": "none", **values.get("optimism", {})}
-            filled["ensemble"] = {"prior_scale": 0.0, "initial_share": 0.02, **values.get("ensemble", {})}
-        return filled
+    @model_validator(mode="after")
+    def _refuse_kl_in_the_reward(self) -> "OptimisticConfig":
+        if self.kl.where == "reward":
+            raise ValueError(
+                "kl.where = reward: the critic learns what completions earn, without the distance to the reference; "
+                "set kl.where to loss"
+            )
+        return self
 
 
 class OptimisticActorCriticConfig(GRPOConfig):

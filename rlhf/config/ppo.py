@@ -51,6 +51,8 @@ class CriticConfig(Section):
 class ActorCriticConfig(PolicyGradientConfig):
     """Clipped policy gradient with generalised advantages. A preset sets the fields that are not given."""
 
+    BY_PRESET = PPO_PRESETS
+
     type: Literal["ppo"] = "ppo"
     preset: Literal["ppo", "vapo"] = "ppo"
     """Named settings; any field below overrides its preset."""
@@ -66,13 +68,6 @@ class ActorCriticConfig(PolicyGradientConfig):
     """Divide the step's advantages by their standard deviation, less their mean; off keeps their size meaningful."""
     critic: CriticConfig = CriticConfig()
     """The critic."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {**PPO_PRESETS.get(str(values.get("preset", "ppo")), {}), **values}
 
 
 class PPOConfig(GRPOConfig):
