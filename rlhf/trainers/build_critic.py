@@ -10,9 +10,9 @@ from rlhf.config.recipe import RecipeConfig
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import PackedBatch
 from rlhf.models.policy import Policy
+from rlhf.training.algorithm import Critic
 from rlhf.training.average_reward_critic import AverageRewardCritic
 from rlhf.training.critic_learner import CriticLearner
-from rlhf.training.learner import Critic
 from rlhf.training.optimistic_critic import OptimisticCritic
 
 

@@ -7,18 +7,15 @@ by the states' information gain, and the reset to a uniform policy by a pull to 
 superseded critic is part of what the policy is drawn to (reset "jump"). No guarantee carries over.
 """
 
-import torch
-
-from rlhf.algorithms.mdp_views import outcome_rewards
+from rlhf.algorithms.value_targets import end_values
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.data.types import Sample
-from rlhf.models.packing import TrainingSequence
 from rlhf.trainers.grpo import PolicyGradient
-from rlhf.trainers.ppo import whitened
+from rlhf.trainers.token_advantages import TokenAdvantages, whitened, with_advantages
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collectives import sum_numbers
 from rlhf.training.learner import Learner
-from rlhf.training.optimistic_critic import OptimisticCritic
+from rlhf.training.optimistic_critic import OptimisticCritic, Transitions
 
 
 class OptimisticActorCritic(PolicyGradient):
@@ -34,52 +31,49 @@ class OptimisticActorCritic(PolicyGradient):
     def prepare(self, samples: list[Sample], learner: Learner) -> list[TrainingSample]:
         """The critic learns and may be exchanged; then the advantages of the frozen one."""
         critic = learner.critic
-        references = list(learner.reference_logps([TrainingSample(sample, 0.0) for sample in samples]))
-        critic.learn(samples)
-        critic.exchange()
-        # the critic that was drawn at random guides nobody
-        is_learning = self._policy_learns(critic)
+        references = learner.reference_logps([TrainingSample(sample, 0.0) for sample in samples])
         filled = [sample for sample in samples if sample.completion_ids]
-        advantages = dict(zip(map(id, filled), self._advantages_of(filled, learner), strict=True))
+        fresh = critic.read(filled) if filled else None
+        critic.learn(filled, fresh)
+        critic.exchange()
+        of_filled = iter(self._advantages_of(fresh, learner))
+        advantages = [next(of_filled) if sample.completion_ids else () for sample in samples]
         if self.config.whiten:
-            advantages = dict(zip(advantages, whitened(list(advantages.values()), learner), strict=True))
-        batch = []
-        for sample, reference in zip(samples, references, strict=True):
-            advantage_T = advantages.get(id(sample), ())
-            counted = is_learning and not (self.config.mask_truncated and sample.truncated)
-            mean = sum(advantage_T) / len(advantage_T) if advantage_T else 0.0
-            batch.append(TrainingSample(sample, mean, counted, counted, reference, advantages=advantage_T))
-        return batch
+            advantages = whitened(advantages, learner)
+        return with_advantages(
+            samples, advantages, references, is_counted=self._policy_learns(critic),
+            mask_truncated=self.config.mask_truncated,
+        )  # fmt: skip
 
     def _policy_learns(self, critic: OptimisticCritic) -> bool:
+        # the critic that was drawn at random guides nobody
         return critic.epoch > 0
 
-    def _advantages_of(self, samples: list[Sample], learner: Learner) -> list[tuple[float, ...]]:
+    def _advantages_of(self, fresh: Transitions | None, learner: Learner) -> TokenAdvantages:
         """r + V(next state) - V(state) for every token of an action; values of a finished episode's end are 0."""
         critic = learner.critic
-        values = {"count": 0.0, "value": 0.0, "return": 0.0, "below": 0.0}
-        advantages: list[tuple[float, ...]] = []
-        if samples:
-            sequences = [TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in samples]
-            view = critic.view([len(sequence.completion_ids) for sequence in sequences])
-            value_S = critic.guidance(critic.states(sequences, view)).cpu()
-            reward_B = torch.tensor([sample.reward for sample in samples], dtype=torch.float32)
-            done_A = critic.ends(view, [sample.truncated for sample in samples])
-            next_A = torch.where(done_A, 0.0, value_S[view.next_state_A])
-            advantage_A = outcome_rewards(view, reward_B) - critic.price(view) + next_A - value_S[view.state_A]
+        sums = dict.fromkeys(("completions", "states", "value", "return", "below", "spread"), 0.0)
+        advantages: TokenAdvantages = []
+        if fresh is not None:
+            view, guidance = fresh.view, critic.guidance(fresh.state_SD)
+            value_S1 = guidance.value_S[:, None]
+            end_value_A = end_values(value_S1, view, fresh.done_A)[view.next_state_A, 0]
+            advantage_A = fresh.reward_A - critic.price(view) + end_value_A - guidance.value_S[view.state_A]
             advantage_N = advantage_A.repeat_interleave(view.tokens_A)
-            lengths = [len(sequence.completion_ids) for sequence in sequences]
+            lengths = view.end_A[view.last_action_B].tolist()
             advantages = [tuple(part.tolist()) for part in advantage_N.split(lengths)]
-            first_B = value_S[view.position_S == 0]
-            values = {
-                "count": float(len(samples)), "value": float(first_B.sum()), "return": float(reward_B.sum()),
-                "below": float((first_B < reward_B).sum()),
+            first_B, outcome_B = guidance.value_S[view.first_state_B], fresh.outcome_B
+            sums = {
+                "completions": float(len(first_B)), "states": float(len(guidance.spread_S)),
+                "value": float(first_B.sum()), "return": float(outcome_B.sum()),
+                "below": float((first_B < outcome_B).sum()), "spread": float(guidance.spread_S.sum()),
             }  # fmt: skip
-        sums = sum_numbers(values, learner.device)
-        count = max(sums["count"], 1.0)
+        totals = sum_numbers(sums, learner.device)
+        count = max(totals["completions"], 1.0)
         critic.metrics |= {
-            "critic/optimistic_value": sums["value"] / count,
-            "critic/optimism_gap": (sums["value"] - sums["return"]) / count,
-            "critic/optimism_violations": sums["below"] / count,
+            "critic/optimistic_value": totals["value"] / count,
+            "critic/optimism_gap": (totals["value"] - totals["return"]) / count,
+            "critic/optimism_violations": totals["below"] / count,
+            "critic/spread": totals["spread"] / max(totals["states"], 1.0),
         }
         return advantages

@@ -10,8 +10,8 @@ from rlhf.config.ppo import ActorCriticConfig
 from rlhf.data.types import Sample
 from rlhf.models.packing import TrainingSequence
 from rlhf.trainers.grpo import PolicyGradient
+from rlhf.trainers.token_advantages import whitened, with_advantages
 from rlhf.training.batch import TrainingSample
-from rlhf.training.collectives import sum_numbers
 from rlhf.training.learner import Learner
 
 
@@ -47,12 +47,9 @@ class ActorCritic(PolicyGradient):
         if config.whiten:
             advantages = whitened(advantages, learner)
         is_pretraining = max(sample.policy_version for sample in samples) < config.critic.pretrain_steps
-        batch = []
-        for sample, advantage_T, reference in zip(samples, advantages, references, strict=True):
-            counted = not is_pretraining and not (config.mask_truncated and sample.truncated)
-            mean = sum(advantage_T) / len(advantage_T) if advantage_T else 0.0
-            batch.append(TrainingSample(sample, mean, counted, counted, reference, advantages=advantage_T))
-        return batch
+        return with_advantages(
+            samples, advantages, references, is_counted=not is_pretraining, mask_truncated=config.mask_truncated
+        )
 
     def _token_rewards(self, sample: Sample, reference: Sequence[float] | None) -> list[float]:
         """The completion's reward at its last token, less the KL estimate of each token where it is part of it."""
@@ -65,13 +62,3 @@ class ActorCritic(PolicyGradient):
         if rewards:
             rewards[-1] += sample.reward
         return rewards
-
-
-def whitened(advantages: list[tuple[float, ...]], learner: Learner) -> list[tuple[float, ...]]:
-    """(A - mean) / std over the tokens of all ranks."""
-    flat = [value for row in advantages for value in row]
-    sums = sum_numbers({"n": len(flat), "sum": sum(flat), "squares": sum(v * v for v in flat)}, learner.device)
-    count = max(sums["n"], 1)
-    mean = sums["sum"] / count
-    std = max(sums["squares"] / count - mean * mean, 0.0) ** 0.5 + 1e-8
-    return [tuple((value - mean) / std for value in row) for row in advantages]

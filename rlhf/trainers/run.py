@@ -202,6 +202,7 @@ def _save(
     value = _value_to_keep(config.checkpoint.keep_best, recorder)
     if value is not None and value >= best.get("value", -math.inf):
         best |= {"value": value, "step": step}
+    optimizer = learner.optimizer_state()
     if accelerator.is_main_process:
         folder.sync()
         state = {
@@ -214,9 +215,7 @@ def _save(
             "best": best,
             "algorithm": algorithm,
         }
-        save_checkpoint(
-            folder.checkpoints, Checkpoint(state, learner.state_tensors(), learner.optimizer_state(), pending)
-        )
+        save_checkpoint(folder.checkpoints, Checkpoint(state, learner.state_tensors(), optimizer, pending))
         prune(folder.checkpoints, config.checkpoint.keep_last, int(best["step"]) if best else None)
     accelerator.wait_for_everyone()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -75,3 +75,19 @@ class WeighingAlgorithm(Algorithm, Protocol):
 
     def weigh(self, samples: list[TrainingSample], learner: "Learner") -> Weighed:
         """Before an optimizer step. Collective."""
+
+
+class Critic(Protocol):
+    """What the learner carries for an algorithm with a critic: it is saved, loaded and reported with the policy."""
+
+    metrics: dict[str, float]
+    """Of the last step, equal on all ranks."""
+
+    def state_tensors(self) -> dict[str, Tensor]: ...
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Tensors and primitives. Collective."""
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None: ...

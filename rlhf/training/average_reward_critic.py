@@ -11,17 +11,18 @@ from rlhf.algorithms.average_reward import (
     ActionCosts,
     RenewalGain,
     anchored_gain,
+    differential_errors,
     gain_alarm,
     most_optimistic_member,
     newton_gain,
 )
-from rlhf.algorithms.mdp_views import ActionView, outcome_rewards
+from rlhf.algorithms.mdp_views import ActionView
 from rlhf.algorithms.optimism import confidence_set, set_radius
+from rlhf.algorithms.value_targets import end_values
 from rlhf.config.loop import AverageRewardConfig
 from rlhf.data.types import Sample
-from rlhf.models.packing import TrainingSequence
 from rlhf.training.collectives import sum_numbers
-from rlhf.training.optimistic_critic import OptimisticCritic, Transitions
+from rlhf.training.optimistic_critic import Guidance, OptimisticCritic, Transitions
 
 
 class AverageRewardCritic(OptimisticCritic):
@@ -50,10 +51,10 @@ class AverageRewardCritic(OptimisticCritic):
         """What the planned gain says that each action costs; (A,)."""
         return self.planned_gain * self.cost(view)
 
-    def learn(self, samples: Sequence[Sample]) -> None:
+    def learn(self, samples: Sequence[Sample], fresh: Transitions | None) -> None:
         """As the base class; before it, what the members make of episodes that they have not seen."""
-        self._judge([sample for sample in samples if sample.completion_ids])
-        super().learn(samples)
+        self._judge(fresh)
+        super().learn(samples, fresh)
         low, high = self.settings.actions.bounds
         mean, value_range = float(self.gain_K.mean()), high - low
         self.metrics |= {
@@ -84,11 +85,10 @@ class AverageRewardCritic(OptimisticCritic):
         return True
 
     @torch.no_grad()
-    def guidance(self, state_SD: Tensor) -> Tensor:
-        """The planned member's value of each state; (S,)."""
+    def guidance(self, state_SD: Tensor) -> Guidance:
+        """By the frozen critic's planned member."""
         value_SK = self.frozen(state_SD)
-        self.metrics["critic/spread"] = float(value_SK.std(-1).mean())
-        return value_SK[:, self.planned_member]
+        return Guidance(value_SK[:, self.planned_member].cpu(), value_SK.std(-1).cpu())
 
     def optimizer_state(self) -> dict[str, Any]:
         """As the base class, and the gains."""
@@ -122,8 +122,10 @@ class AverageRewardCritic(OptimisticCritic):
     def _after_update(self, batch: Transitions | None) -> None:
         """The gains follow the prompts' values, slowly."""
         members = range(len(self.gain_K))
-        summed_K = torch.zeros(len(self.gain_K)) if batch is None else self.target(batch.prompt_BD).sum(0).cpu()
-        count = 0 if batch is None else len(batch.prompt_BD)
+        summed_K, count = torch.zeros(len(self.gain_K)), 0
+        if batch is not None:
+            value_BK = self.target(batch.state_SD[batch.view.first_state_B]).cpu()
+            summed_K, count = value_BK.sum(0), len(value_BK)
         total = sum_numbers({f"{k:03d}": float(summed_K[k]) for k in members} | {"count": count}, self.device)
         self.prompt_value_K = torch.tensor([total[f"{k:03d}"] for k in members], dtype=torch.float64)
         self.prompt_value_K /= max(total["count"], 1.0)
@@ -131,21 +133,21 @@ class AverageRewardCritic(OptimisticCritic):
             self.gain_K = anchored_gain(self.gain_K, self.prompt_value_K[None], self.settings.gain.rate)
 
     @torch.no_grad()
-    def _judge(self, samples: Sequence[Sample]) -> None:
+    def _judge(self, fresh: Transitions | None) -> None:
         """Squared errors of all members on new episodes, and what the policy earned for its cost."""
         error_K = torch.zeros(len(self.gain_K), dtype=torch.float64)
-        sums = {"actions": 0.0, "reward": 0.0, "cost": 0.0, "episodes": float(len(samples))}
-        if samples:
-            sequences = [TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in samples]
-            view = self.view([len(sequence.completion_ids) for sequence in sequences])
-            value_SK = self.online(self.states(sequences, view)).double().cpu()
-            done_A = self.ends(view, [sample.truncated for sample in samples])
-            reward_B = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
-            cost_A = self.cost(view).double()
-            target_AK = outcome_rewards(view, reward_B)[:, None] - cost_A[:, None] * self.gain_K
-            target_AK = target_AK + torch.where(done_A[:, None], 0.0, value_SK[view.next_state_A])
-            error_K = (target_AK - value_SK[view.state_A]).square().sum(0)
-            sums |= {"actions": float(len(cost_A)), "reward": float(reward_B.sum()), "cost": float(cost_A.sum())}
+        sums = dict.fromkeys(("actions", "reward", "cost", "episodes"), 0.0)
+        if fresh is not None:
+            view, reward_A, cost_A = fresh.view, fresh.reward_A.double(), self.cost(fresh.view).double()
+            value_SK = self.online(fresh.state_SD).double().cpu()
+            error_AK = differential_errors(
+                value_SK[view.state_A], end_values(value_SK, view, fresh.done_A), reward_A, cost_A, self.gain_K, view
+            )
+            error_K = error_AK.square().sum(0)
+            sums = {
+                "actions": float(len(cost_A)), "reward": float(reward_A.sum()), "cost": float(cost_A.sum()),
+                "episodes": float(len(view.actions_B)),
+            }  # fmt: skip
         names = [f"error {k:03d}" for k in range(len(error_K))]
         totals = sum_numbers(sums | dict(zip(names, error_K.tolist(), strict=True)), self.device)
         self.fresh_error_K = self.fresh_error_K + torch.tensor([totals[name] for name in names], dtype=torch.float64)

@@ -155,6 +155,16 @@ def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any], pre
     return lines
 
 
+def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of one part of what is saved, named so that `part_of` finds them."""
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """What `prefixed` named."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

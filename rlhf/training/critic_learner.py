@@ -14,15 +14,14 @@ from rlhf.data.seeds import derive_seed
 from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
 from rlhf.models.policy import Policy
 from rlhf.models.value_head import ValueHead
+from rlhf.training.checkpoint import part_of, prefixed
 from rlhf.training.collectives import sum_gradients, sum_numbers
 from rlhf.training.guards import TrainingStopped
 from rlhf.training.master_weights import MasterWeights
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.schedule import learning_rate_factor
 
-PREFIX = "critic."
-"""In checkpoints, before the names of the critic's parameters."""
-PARTS = ("head.", "trunk.")
+HEAD, TRUNK = "head.", "trunk."
 
 
 class CriticLearner:
@@ -41,7 +40,7 @@ class CriticLearner:
         self.head = ValueHead(trunk.config.get_text_config().hidden_size, settings.bounds).to(self.device)
         seed = derive_seed(config.run.seed, "critic")
         named = dict(trunk.named_parameters()) if trains_trunk else {}
-        if trains_trunk and not trunk.has_adapters:
+        if trains_trunk:
             # the LM head takes no part; where it is tied to the embeddings it is not among the named parameters
             output = trunk.causal_lm.get_output_embeddings().weight
             inputs = trunk.causal_lm.get_input_embeddings().weight
@@ -82,10 +81,10 @@ class CriticLearner:
         batch, losses = self.config.batch, []
         for epoch in range(self.settings.epochs):
             generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "critic", self.updates))
-            order = torch.randperm(len(sequences), generator=generator).tolist() if batch.minibatches > 1 else None
-            chosen = order or list(range(len(sequences)))
+            has_order = batch.minibatches > 1
+            order = torch.randperm(len(sequences), generator=generator).tolist() if has_order else range(len(sequences))
             for part in range(batch.minibatches):
-                members = chosen[part :: batch.minibatches]
+                members = order[part :: batch.minibatches]
                 loss = self._optimizer_step(
                     [sequences[i] for i in members], [targets[i] for i in members], [old_values[i] for i in members]
                 )
@@ -95,15 +94,12 @@ class CriticLearner:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Trunk masters and head by name."""
-        head = {f"{PREFIX}head.{name}": tensor.detach() for name, tensor in self.head.state_dict().items()}
-        return head | {f"{PREFIX}trunk.{name}": tensor for name, tensor in self.weights.state_dict().items()}
+        return prefixed(HEAD, self.head.state_dict()) | prefixed(TRUNK, self.weights.state_dict())
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """What `state_tensors` gave."""
-        named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-        parts = {part: {n.removeprefix(part): t for n, t in named.items() if n.startswith(part)} for part in PARTS}
-        self.head.load_state_dict(parts["head."])
-        self.weights.load_state_dict(parts["trunk."])
+        self.head.load_state_dict(part_of(tensors, HEAD))
+        self.weights.load_state_dict(part_of(tensors, TRUNK))
 
     def optimizer_state(self) -> dict[str, Any]:
         """Of each optimizer by name, and the number of steps."""

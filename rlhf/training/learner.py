@@ -1,7 +1,7 @@
 """The learner: packed micro-batches in, one optimizer step out, under one denominator."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,12 +15,14 @@ from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pa
 from rlhf.models.policy import AtHead, Policy
 from rlhf.training.algorithm import (
     Algorithm,
+    Critic,
     Objective,
     ScreeningAlgorithm,
     StepVerdict,
     WeighingAlgorithm,
 )
 from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
+from rlhf.training.checkpoint import part_of, prefixed
 from rlhf.training.collectives import sum_gradients, sum_numbers
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.master_weights import MasterWeights
@@ -29,26 +31,8 @@ from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.schedule import learning_rate_factor
 
 REFERENCE_PREFIX = "reference."
-"""In checkpoints, before the names of the reference's parameters."""
 CRITIC_PREFIX = "critic."
-"""The same, of what the critic keeps."""
-
-
-class Critic(Protocol):
-    """What the learner carries for an algorithm with a critic: it is saved, loaded and reported with the policy."""
-
-    metrics: dict[str, float]
-    """Of the last step, equal on all ranks."""
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Names begin with `CRITIC_PREFIX`."""
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
-
-    def optimizer_state(self) -> dict[str, Any]:
-        """Tensors and primitives."""
-
-    def load_optimizer_state(self, state: Mapping[str, Any]) -> None: ...
+"""In checkpoints, before the names of the reference's parameters, and of what the critic keeps."""
 
 
 class Learner:
@@ -219,13 +203,12 @@ class Learner:
     def state_tensors(self) -> dict[str, Tensor]:
         """Master weights by name, a reference that is no longer the starting checkpoint, and the critic's weights."""
         moved = dict(self.reference.named_parameters()) if self.has_moved_reference else {}
-        references = {f"{REFERENCE_PREFIX}{name}": value for name, value in moved.items()}
-        return self.weights.state_dict() | references | ({} if self.critic is None else self.critic.state_tensors())
+        of_critic = {} if self.critic is None else self.critic.state_tensors()
+        return self.weights.state_dict() | prefixed(REFERENCE_PREFIX, moved) | prefixed(CRITIC_PREFIX, of_critic)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """What `state_tensors` gave."""
-        moved = {n.removeprefix(REFERENCE_PREFIX): t for n, t in tensors.items() if n.startswith(REFERENCE_PREFIX)}
-        of_critic = {n: t for n, t in tensors.items() if n.startswith(CRITIC_PREFIX)}
+        moved, of_critic = (part_of(tensors, prefix) for prefix in (REFERENCE_PREFIX, CRITIC_PREFIX))
         others = (REFERENCE_PREFIX, CRITIC_PREFIX)
         self.weights.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(others)})
         if self.critic is not None:

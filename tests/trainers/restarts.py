@@ -1,6 +1,7 @@
 """A run that was stopped half-way and started again ends as one that was not: metrics, and weights to the bit."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,19 @@ from rlhf.config.loading import to_yaml
 from rlhf.config.recipe import RecipeConfig
 from rlhf.training.checkpoint import list_checkpoints
 from rlhf.training.metrics import deterministic
-from tests.processes import output_of, start
+from tests.processes import ROOT, output_of, start
 
 STEPS = 4
 
 
-def check_restart(recipe: str, config: RecipeConfig, folder: Path) -> None:
+def run_alone(*command: str | Path) -> None:
+    """One process; it must succeed."""
+    output_of(start(*command))
+
+
+def check_restart(
+    recipe: str, config: RecipeConfig, folder: Path, launch: Callable[..., None] = run_alone
+) -> None:
     """`config`: of any number of steps; two minibatches, so that their order has to be the same too."""
 
     def run(name: str, steps: int) -> None:
@@ -22,7 +30,7 @@ def check_restart(recipe: str, config: RecipeConfig, folder: Path) -> None:
         changed = config.model_copy(update=places | {"batch": config.batch.model_copy(update=batch)})
         file = folder / f"{name}.yaml"
         file.write_text(to_yaml(changed))
-        output_of(start(f"recipes/{recipe}.py", "--config", file))
+        launch(ROOT / "recipes" / f"{recipe}.py", "--config", file)
 
     def read(name: str) -> tuple[list[dict[str, Any]], bytes]:
         lines = (folder / name / "metrics.jsonl").read_text().splitlines()

@@ -9,7 +9,7 @@ import torch
 from rlhf.models.packing import TrainingSequence
 from tests.tiny_runs import make_samples, save_tiny_model
 from tests.trainers.restarts import check_restart
-from tests.trainers.tiny_critics import loop_config, make_with_critic, next_step, weights_of
+from tests.trainers.tiny_critics import completion_of, loop_config, make_with_critic, next_step, weights_of
 
 SAMPLES = make_samples()
 
@@ -39,6 +39,11 @@ def test_settings_that_cannot_be(gain: dict[str, Any], message: str) -> None:
         loop_config("x", algorithm={"gain": gain})
 
 
+def test_optimism_of_the_other_trainer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"optimism is for recipes/optimistic_actor_critic\.py"):
+        loop_config("x", algorithm={"optimism": {"bonus_scale": 2.0}})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["rvi", "newton"])
 def test_gains_of_episodes_become_the_mean_reward(estimator: str, model: str, tmp_path: Path) -> None:
@@ -53,7 +58,7 @@ def test_gains_of_episodes_become_the_mean_reward(estimator: str, model: str, tm
         },
     }  # fmt: skip
     critic = make_with_critic(loop_config(model, algorithm=settings), tmp_path)[0].critic
-    critic.learn(filled)
+    critic.learn(filled, critic.read(filled))
     assert critic.renewal.gain == pytest.approx(sum(sample.reward for sample in filled) / len(filled))
     mean = critic.renewal.gain
     if estimator == "newton":
@@ -69,7 +74,8 @@ def test_the_member_with_the_highest_gain_in_the_set_is_planned_with(model: str,
     settings = {"switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 1}}
     learner, _ = make_with_critic(loop_config(model, algorithm=settings), tmp_path)
     critic = learner.critic
-    critic.learn(SAMPLES)
+    filled = [sample for sample in SAMPLES if sample.completion_ids]
+    critic.learn(filled, critic.read(filled))
     critic.gain_K = torch.tensor([0.1, 0.9, 0.5, 0.2], dtype=torch.float64)
     # so wrong that no radius covers it
     critic.fresh_error_K = torch.tensor([1.0, 1e6, 1.0, 1.0], dtype=torch.float64)
@@ -77,7 +83,7 @@ def test_the_member_with_the_highest_gain_in_the_set_is_planned_with(model: str,
     assert (critic.planned_member, critic.planned_gain) == (2, 0.5)
     assert critic.metrics["gain/members_in_set"] == 3
     state = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(critic.guidance(state), critic.frozen(state)[:, 2])
+    assert torch.equal(critic.guidance(state).value_S, critic.frozen(state)[:, 2])
 
 
 def test_advantages_pay_for_what_an_action_costs(model: str, tmp_path: Path) -> None:
@@ -88,9 +94,8 @@ def test_advantages_pay_for_what_an_action_costs(model: str, tmp_path: Path) -> 
     batch = algorithm.prepare(SAMPLES, learner)
     assert critic.epoch == 1 and critic.planned_gain > 0.2
     sample = next(sample for sample in batch if sample.length == 5 and not sample.sample.truncated)
-    view = critic.view([5])
     ids = TrainingSequence(sample.sample.prompt.token_ids, sample.sample.completion_ids)
-    before, between, _ = critic.guidance(critic.states([ids], view)).tolist()
+    before, between, _ = critic.guidance(critic.read([completion_of(ids)]).state_SD).value_S.tolist()
     first = -critic.planned_gain * 0.5 * 3 + between - before
     last = sample.sample.reward - critic.planned_gain * (0.5 * 2 + 2.0) - between
     assert sample.advantages == pytest.approx([first] * 3 + [last] * 2, abs=1e-5)

@@ -8,9 +8,11 @@ import torch
 from rlhf.models.frozen_state_critic import FrozenStateCritic
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import TrainingSequence
+from rlhf.training.checkpoint import CheckpointError
+from tests.processes import run_on_two_ranks
 from tests.tiny_runs import make_samples, save_tiny_model
 from tests.trainers.restarts import check_restart
-from tests.trainers.tiny_critics import make_with_critic, next_step, optimistic_config, weights_of
+from tests.trainers.tiny_critics import completion_of, make_with_critic, next_step, optimistic_config, weights_of
 
 SAMPLES = make_samples()
 
@@ -41,9 +43,10 @@ def test_states_are_those_of_the_reference_behind_every_action(model: str, tmp_p
     """Also the one behind the last token, which training never forwards."""
     learner, _ = make_with_critic(optimistic_config(model), tmp_path)
     sequences = [TrainingSequence((5, 6, 7), (10, 11, 12, 13, 14)), TrainingSequence((8, 9), (15, 16))]
-    view = learner.critic.view([5, 2])
-    found = learner.critic.states(sequences, view)
-    assert view.position_S.tolist() == [0, 3, 5, 0, 2]
+    samples = [completion_of(sequence) for sequence in sequences]
+    read = learner.critic.read(samples)
+    found = read.state_SD
+    assert read.view.position_S.tolist() == [0, 3, 5, 0, 2]
     expected = []
     padded = load_policy(learner.config.model.model_copy(update={"attention": "padded"}))
     for sequence, positions in zip(sequences, ([0, 3, 5], [0, 2]), strict=True):
@@ -98,8 +101,7 @@ def test_advantages_are_the_frozen_critic_s(truncation: str, model: str, tmp_pat
             assert sample.advantages == ()
             continue
         ids = TrainingSequence(sample.sample.prompt.token_ids, sample.sample.completion_ids)
-        view = critic.view([sample.length])
-        values = critic.guidance(critic.states([ids], view)).tolist()
+        values = critic.guidance(critic.read([completion_of(ids)]).state_SD).value_S.tolist()
         last = values[-1] if sample.sample.truncated and truncation == "bootstrap" else 0.0
         gains = [after - here for here, after in zip(values, [*values[1:-1], last], strict=False)]
         gains[-1] += sample.sample.reward
@@ -126,6 +128,7 @@ def test_settings_that_cannot_be() -> None:
     for settings, message in [
         ({"actions": {"bounds": [1.0, 1.0]}}, r"bounds = \[1.0, 1.0\] is no range"),
         ({"switch": {"min_steps": 9, "max_steps": 3}}, "min_steps = 9 is above max_steps = 3"),
+        ({"kl": {"coefficient": 0.1, "where": "reward"}}, "kl.where = reward"),
     ]:
         with pytest.raises(ValueError, match=message):
             optimistic_config("x", algorithm=settings)
@@ -136,3 +139,15 @@ def test_settings_that_cannot_be() -> None:
 @pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(model: str, tmp_path: Path) -> None:
     check_restart("optimistic_actor_critic", optimistic_config(model), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_of_two_ranks_has_the_episodes_of_both(model: str, tmp_path: Path) -> None:
+    check_restart("optimistic_actor_critic", optimistic_config(model), tmp_path, launch=run_on_two_ranks)
+
+
+def test_episodes_of_other_ranks_are_refused(model: str, tmp_path: Path) -> None:
+    critic = make_with_critic(optimistic_config(model), tmp_path)[0].critic
+    state = critic.optimizer_state()
+    with pytest.raises(CheckpointError, match="episodes of 2 ranks, now there are 1: resume with 2 ranks"):
+        critic.load_optimizer_state(state | {"buffers": state["buffers"] * 2})

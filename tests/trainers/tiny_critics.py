@@ -9,8 +9,9 @@ from accelerate import Accelerator
 
 from rlhf.config.loop import LOOPConfig
 from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig
-from rlhf.data.types import Sample
+from rlhf.data.types import Prompt, Sample
 from rlhf.models.loading import load_policy
+from rlhf.models.packing import TrainingSequence
 from rlhf.trainers.build_critic import make_critic
 from rlhf.trainers.loop import LOOP
 from rlhf.trainers.optimistic_actor_critic import OptimisticActorCritic
@@ -45,6 +46,12 @@ def make_with_critic(config: OptimisticActorCriticConfig, folder: Path) -> tuple
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder), reference, critic)
     kind = LOOP if isinstance(config, LOOPConfig) else OptimisticActorCritic
     return learner, kind(config.algorithm, config.sampling.samples_per_prompt)
+
+
+def completion_of(sequence: TrainingSequence) -> Sample:
+    """A graded sample of these ids."""
+    prompt, ids = Prompt("p", sequence.prompt_ids, "text"), sequence.completion_ids
+    return Sample(prompt, 0, ids, (-1.0,) * len(ids), "stop", 0, 0, reward=0.5)
 
 
 def next_step(samples: list[Sample]) -> list[Sample]:
