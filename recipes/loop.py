@@ -12,7 +12,7 @@ if __name__ == "__main__":
     config = load_config(LOOPConfig)
 
     from eval.in_training import benchmark_evaluators
-    from rlhf.trainers.loop import LOOP
+    from rlhf.trainers.loop import follow_plan
     from rlhf.trainers.run import run
 
-    run(config, benchmark_evaluators, LOOP)
+    run(config, benchmark_evaluators, follow_plan)

@@ -12,7 +12,7 @@ if __name__ == "__main__":
     config = load_config(OptimisticActorCriticConfig)
 
     from eval.in_training import benchmark_evaluators
-    from rlhf.trainers.optimistic_actor_critic import OptimisticActorCritic
+    from rlhf.trainers.logit_matching import follow_critic
     from rlhf.trainers.run import run
 
-    run(config, benchmark_evaluators, OptimisticActorCritic)
+    run(config, benchmark_evaluators, follow_critic)

@@ -35,6 +35,18 @@ def max_value(q_NKm: Tensor, logp_ref_Nm: Tensor) -> Tensor:
     return q_NKm.masked_fill(logp_ref_Nm.isneginf().unsqueeze(1), -torch.inf).amax(-1)
 
 
+def policy_value(q_NKm: Tensor, value_NK: Tensor, logp_Nm: Tensor) -> Tensor:
+    """V_k(s) = sum_a pi(a|s) Q_k(s, a) with `logp_Nm` of the policy itself, (N, K): tokens that are no candidates are
+    worth `value_NK`, and -inf marks a place without one."""
+    p_N1m = logp_Nm.exp().unsqueeze(1)
+    return (p_N1m * q_NKm).sum(-1) + (1 - p_N1m.sum(-1)).clamp_min(0) * value_NK
+
+
+def log_rest(logp_Nm: Tensor) -> Tensor:
+    """The log-probability of all tokens that are no candidates together, (N,); -inf where rounding leaves none."""
+    return (1 - logp_Nm.double().exp().sum(-1)).clamp_min(0).log().to(logp_Nm.dtype)
+
+
 def end_values(value_SK: Tensor, actions: ActionView, done_A: Tensor) -> Tensor:
     """The same values without those behind an episode's end: 0 there, (S, K). Truncated ones keep theirs."""
     over_S = torch.zeros(len(value_SK), dtype=torch.bool, device=value_SK.device)
@@ -108,6 +120,15 @@ def distribution_value(logit_NKZ: Tensor, atom_Z: Tensor, tau: float) -> Tensor:
     """tau log E exp(R / tau) under the members' distributions of returns of the reference policy, (N, K)."""
     check_positive("tau", tau)
     return tau * (logit_NKZ.log_softmax(-1) + atom_Z / tau).logsumexp(-1)
+
+
+def soft_return_losses(share_NK: Tensor, return_N: Tensor, tau: float, high: float) -> Tensor:
+    """Cross-entropy of `share_NK`, in (0, 1), with exp((R - high) / tau), (N, K): least where the share is the mean of
+    that over returns R of the reference policy, of at most `high` each (the Monte-Carlo route to soft optimal values,
+    Q#, arXiv 2502.20548)."""
+    check_positive("tau", tau)
+    wanted_NK = ((return_N - high) / tau).exp().unsqueeze(1).expand_as(share_NK)
+    return F.binary_cross_entropy(share_NK, wanted_NK, reduction="none")
 
 
 def expectile_losses(value_NK: Tensor, target_NK: Tensor, expectile: float) -> Tensor:

@@ -67,6 +67,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     # arXiv 2402.14740
     "rloo": dict(advantage="leave_one_out", loss="reinforce", importance="token", denominator="constant"),
+    # arXiv 2502.01600, which calls itself LOOP: PPO's surrogate on leave-one-out advantages, no critic
+    "loo_ppo": dict(
+        advantage="leave_one_out", loss="clip", importance="token", denominator="token", clip_low=0.1, clip_high=0.1
+    ),
     # Williams 1992, with the batch's mean reward as baseline
     "reinforce": dict(advantage="batch_mean", loss="reinforce", importance="token", denominator="constant"),
 }
@@ -78,7 +82,7 @@ class PolicyGradientConfig(Section):
     BY_PRESET: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     type: Literal["grpo"] = "grpo"
-    preset: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"] = "grpo"
+    preset: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "loo_ppo", "reinforce"] = "grpo"
     """Named settings from the papers; any field below overrides its preset."""
     advantage: Literal["group_normalised", "group_mean", "leave_one_out", "batch_mean"] = "group_normalised"
     """Baseline: group mean with or without division by the group's std, the mean of the others, or the batch's mean."""

@@ -9,7 +9,8 @@ from rlhf.config.rules import contradictions
 
 
 class GRPOConfig(RecipeConfig):
-    """Group-relative policy optimisation and its relatives: grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce."""
+    """Group-relative policy optimisation and its relatives: grpo, dr_grpo, dapo, gspo, cispo, rloo, loo_ppo,
+    reinforce."""
 
     data: PromptSourceConfig
     algorithm: PolicyGradientConfig = PolicyGradientConfig()

@@ -1,110 +1,54 @@
-"""Optimistic actor-critic in NORA's manner: advantages of an optimistic critic that is exchanged rarely."""
+"""Optimistic actor-critic in NORA's manner: a policy that follows an optimistic critic, which is exchanged rarely."""
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from rlhf.config.algorithm import KLConfig, PolicyGradientConfig
+from rlhf.config.critic_ensemble import (
+    ActionViewConfig,
+    ActorConfig,
+    EnsembleConfig,
+    OfflineConfig,
+    OptimismConfig,
+    SwitchConfig,
+    SyncConfig,
+)
 from rlhf.config.grpo import GRPOConfig
-from rlhf.config.section import Section
-
-
-class ActionViewConfig(Section):
-    """What counts as one action of a completion, and what it can earn."""
-
-    view: Literal["token", "chunk"] = "chunk"
-    """Every token, or every `chunk_tokens` tokens."""
-    chunk_tokens: int = Field(32, ge=1)
-    """Tokens of a chunk. The theory's cost grows with the number of actions, not of tokens."""
-    bounds: tuple[float, float] = (0.0, 1.0)
-    """The smallest and the largest return of an episode; values are clipped to them."""
-    truncation: Literal["end", "bootstrap"] = "end"
-    """A completion that was cut off is over, with the reward that it got; or it goes on, worth what the critic says of
-    its last state: only where the limit is one of the rollouts and not of the task, for an optimistic critic promises
-    much of what was never finished, and completions grow to the limit."""
-
-    @model_validator(mode="after")
-    def _refuse_an_empty_range(self) -> "ActionViewConfig":
-        if not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds = {list(self.bounds)} is no range: give the smallest and the largest return")
-        return self
-
-
-class EnsembleConfig(Section):
-    """The critic: an ensemble of values on the reference's hidden states, which no update of the policy moves."""
-
-    members: int = Field(10, ge=2)
-    """Of the ensemble; their spread is the uncertainty."""
-    prior_scale: float = Field(0.3, ge=0)
-    """Size of the members' fixed random parts, in units of the range. Without them members collapse onto each other."""
-    initial_share: float = Field(0.5, gt=0, lt=1)
-    """Where between the bounds values begin. The middle is optimism already, where most returns are below it."""
-    bootstrap: float = Field(0.8, gt=0, le=1)
-    """Chance that a member learns from an episode."""
-    expectile: float = Field(0.9, ge=0.5, lt=1)
-    """Above one half values lean to the best of what was seen: an in-sample maximum. 0.7 where the environment is
-    random, whose luck it would count as skill."""
-    lr: float = Field(1e-3, gt=0)
-    """Learning rate of the ensemble."""
-    polyak: float = Field(0.05, gt=0, le=1)
-    """Rate at which the copy that targets are made of follows."""
-    updates: int = Field(32, ge=1)
-    """Critic steps in each step of the run."""
-    episodes: int = Field(128, ge=1)
-    """Episodes of a critic step, over all ranks: half of them since the last switch, half from all that is kept."""
-    buffer_episodes: int = Field(20_000, ge=1)
-    """Episodes that are kept, on each rank."""
-
-
-class OptimismConfig(Section):
-    """What the policy is told a state is worth."""
-
-    kind: Literal["ucb", "lme", "none"] = "ucb"
-    """Mean plus spread of the members, their log-mean-exp, or their mean."""
-    bonus_scale: float = Field(1.0, ge=0)
-    """ucb: how many standard deviations."""
-    temperature: float = Field(0.05, gt=0)
-    """lme: large gives the mean, small the maximum."""
-
-
-class SwitchConfig(Section):
-    """When the critic that guides the policy is exchanged for the one that has learned on. Rarely: each exchange makes
-    the policy start anew towards another goal."""
-
-    features: int = Field(64, ge=1)
-    """Random directions of the states that are counted."""
-    nats: float = Field(8.0, gt=0)
-    """Exchange when the log-determinant of the features' Gram matrix has grown by so much."""
-    min_steps: int = Field(2, ge=1)
-    """Never sooner after the last exchange. Until the first one the critic alone learns."""
-    max_steps: int = Field(16, ge=1)
-    """Never later."""
-
-    @model_validator(mode="after")
-    def _refuse_an_empty_window(self) -> "SwitchConfig":
-        if self.min_steps > self.max_steps:
-            raise ValueError(f"min_steps = {self.min_steps} is above max_steps = {self.max_steps}: lower one of them")
-        return self
-
 
 CLIPPED = dict(loss="clip", importance="token", denominator="token")
+PESSIMIST = {"optimism": {"kind": "none"}, "ensemble": {"prior_scale": 0.0, "initial_share": 0.02}}
+TOKENS = {"actions": {"view": "token"}, "actor": {"kind": "logit_match"}}
 OPTIMISTIC_PRESETS: dict[str, dict[str, Any]] = {
     "nora": CLIPPED,
-    "non_optimistic": {
-        **CLIPPED, "optimism": {"kind": "none"}, "ensemble": {"prior_scale": 0.0, "initial_share": 0.02},
+    # short responses, or few tokens that matter
+    "nora_token": {**CLIPPED, **TOKENS, "ensemble": {"target": "soft", "path_spans": [8, 0]}},
+    # arXiv 2505.03710 as it stands, for reproduction
+    "nora_paper": {
+        **CLIPPED, "actions": {"view": "token"}, "ensemble": {"target": "max"}, "switch": {"kind": "excess"},
+        "actor": {"kind": "logit_match", "reset": "target", "schedule": "anytime"},
     },
+    "nora_hybrid": {**CLIPPED, "offline": {"final_share": 0.1}},
+    "noah": {**CLIPPED, **PESSIMIST, "offline": {"final_share": 0.1}},
+    "douhua": {
+        **CLIPPED, **TOKENS, "ensemble": {"target": "policy"}, "switch": {"min_steps": 1, "max_steps": 1},
+        "actor": {"kind": "logit_match", "reset": "none"},
+    },
+    "non_optimistic": {**CLIPPED, **PESSIMIST},
 }  # fmt: skip
 
 
 class OptimisticConfig(PolicyGradientConfig):
-    """Clipped policy gradient on the advantages of a frozen, optimistic critic (after NORA, arXiv 2505.03710)."""
+    """A policy that follows a frozen, optimistic critic (after NORA, arXiv 2505.03710)."""
 
     BY_PRESET = OPTIMISTIC_PRESETS
 
     type: Literal["optimistic_actor_critic"] = "optimistic_actor_critic"
-    preset: Literal["nora", "non_optimistic"] = "nora"
-    """non_optimistic: the members' mean, without priors and from the lower bound up; for comparison, or where offline
-    data cover good play."""
+    preset: Literal["nora", "nora_token", "nora_paper", "nora_hybrid", "noah", "douhua", "non_optimistic"] = "nora"
+    """nora: values of states behind chunks, policy gradient. nora_token: values of candidate tokens, for short
+    responses. nora_paper: the paper's targets, exchanges and resets. nora_hybrid: nora with offline episodes. noah:
+    offline episodes in place of optimism. douhua: values of the policy itself, exchanged every step (the paper's
+    warm-up). non_optimistic: no priors and from the lower bound up, for comparison."""
     advantage: Literal["optimistic"] = "optimistic"
     """r + V(next state) - V(state) of the frozen critic, the same for all tokens of an action."""
     actions: ActionViewConfig = ActionViewConfig()
@@ -115,10 +59,14 @@ class OptimisticConfig(PolicyGradientConfig):
     """From members to a value."""
     switch: SwitchConfig = SwitchConfig()
     """When the policy gets a new critic."""
+    actor: ActorConfig = ActorConfig()
+    """How the policy follows it."""
+    offline: OfflineConfig = OfflineConfig()
+    """Episodes of others."""
+    sync: SyncConfig = SyncConfig()
+    """When the engine gets the policy."""
     whiten: bool = False
     """Divide the step's advantages by their standard deviation, less their mean."""
-    kl: KLConfig = KLConfig(coefficient=0.05)
-    """The pull to the reference; 1 / coefficient is how far the policy may lean towards the critic."""
 
     @property
     def needs_reference_model(self) -> bool:
@@ -130,12 +78,41 @@ class OptimisticConfig(PolicyGradientConfig):
         return self.actions.bounds
 
     @model_validator(mode="after")
-    def _refuse_kl_in_the_reward(self) -> "OptimisticConfig":
-        if self.kl.where == "reward":
+    def _refuse_kl_of_its_own(self) -> "OptimisticConfig":
+        if self.kl != KLConfig():
             raise ValueError(
-                "kl.where = reward: the critic learns what completions earn, without the distance to the reference; "
-                "set kl.where to loss"
+                "kl: the pull to the reference is 1 / actor.kappa here, and follows actor.reset and actor.schedule; "
+                "set actor.kappa, and leave kl out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_what_does_not_go_together(self) -> "OptimisticConfig":
+        ensemble, view, actor = self.ensemble, self.actions.view, self.actor
+        problems = []
+        if ensemble.values_tokens and view != "token":
+            problems.append(
+                f"ensemble.target = {ensemble.target} needs actions.view token: chunks and turns cannot be enumerated; "
+                "set target to expectile"
+            )
+        if actor.kind == "logit_match" and not ensemble.values_tokens:
+            problems.append(
+                f"actor.kind = logit_match with ensemble.target = {ensemble.target}: there are no values of tokens to "
+                "match; set actor.kind to pg, or use actions.view token with target soft or max"
+            )
+        if actor.kind == "pg" and self.sync.when == "switch" and actor.reset not in ("jump", "hard"):
+            problems.append("sync.when = switch: the policy learns once an exchange, at full strength; reset by jump")
+        if self.preset == "noah" and self.offline.path is None:
+            problems.append("preset noah stands on offline episodes: give offline.path, or use non_optimistic")
+        if self.preset == "nora_hybrid" and self.offline.path is None:
+            problems.append("preset nora_hybrid learns from offline episodes too: give offline.path, or use nora")
+        if self.optimism.kind == "elliptic" and ensemble.values_tokens:
+            problems.append(
+                "optimism.kind = elliptic is of states that actions led to, which those that were not taken have not: "
+                "use it with ensemble.target expectile, or choose ucb"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 

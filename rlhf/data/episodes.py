@@ -24,11 +24,11 @@ class Episode:
     `rewards` (T,): what each token earned, 0 except at the end of an action; float32. `episode_return`: their sum, by
     which siblings are compared. `policy_version`: as in `Sample`; `epoch`: how many times the critic that guides the
     policy had been exchanged. `turns`: tokens of the assistant and of the environment in turns, where it has any.
-    `in_bootstrap`: for each member of an ensemble whether it learns from this episode. `extra`: more arrays with one
-    row a token, e.g. candidate ids and their reference log-probs.
+    `in_bootstrap`: for each member of an ensemble whether it learns from this episode. `extra`: more arrays, each with
+    its own number of rows, e.g. hidden states, candidate ids and their reference log-probs.
 
-    Arrays are converted to these types. Raises ValueError for arrays of different lengths, an episode without tokens,
-    or rewards that are not finite.
+    The named arrays are converted to these types. Raises ValueError where those of tokens differ in length, for an
+    episode without tokens, or for rewards that are not finite.
     """
 
     id: str
@@ -48,7 +48,7 @@ class Episode:
     def __post_init__(self) -> None:
         for name, dtype in {"prompt_ids": np.int32, **TOKEN_ARRAYS}.items():
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=dtype))
-        lengths = {name: len(array) for name, array in self.arrays().items() if name != "prompt_ids"}
+        lengths = {name: len(getattr(self, name)) for name in TOKEN_ARRAYS}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"episode {self.id!r}: its arrays differ in length: {lengths}")
         if len(self.token_ids) == 0:
@@ -82,7 +82,7 @@ def episodes_to_state(episodes: Sequence[Episode]) -> dict[str, Any]:
     return {
         "records": [
             {name: getattr(episode, name) for name in RECORD_FIELDS}
-            | {"lengths": [len(episode.prompt_ids), len(episode.token_ids)]}
+            | {"lengths": {name: len(array) for name, array in episode.arrays().items()}}
             for episode in episodes
         ],
         "tensors": {
@@ -94,9 +94,9 @@ def episodes_to_state(episodes: Sequence[Episode]) -> dict[str, Any]:
 def episodes_from_state(state: Mapping[str, Any]) -> list[Episode]:
     """What `episodes_to_state` was given. Raises ValueError where arrays and records do not fit together."""
     records, tensors = state["records"], state["tensors"]
-    count_R2 = np.array([record["lengths"] for record in records], dtype=np.int64).reshape(-1, 2)
     parts = {
-        name: _split(name, tensor, count_R2[:, 0 if name == "prompt_ids" else 1]) for name, tensor in tensors.items()
+        name: _split(name, tensor, np.array([record["lengths"][name] for record in records], dtype=np.int64))
+        for name, tensor in tensors.items()
     }
     episodes = []
     for number, record in enumerate(records):

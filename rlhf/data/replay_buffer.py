@@ -112,6 +112,20 @@ class ReplayBuffer:
         ]
         return Batch(drawn, offline)
 
+    def newest(self, step: int, size: int, *, offline: bool) -> list[Episode]:
+        """`size` episodes of the newest epoch, or with `offline` half of them offline ones; fewer where there are not
+        as many. No episode comes twice."""
+        online = list(self.online)
+        epoch = max((episode.epoch for episode in online), default=0)
+        newest = [episode for episode in online if episode.epoch == epoch]
+        others = min(size // 2, len(self.offline)) if offline else 0
+        parts = {"actor": (newest, size - others), "actor, offline": (self.offline, others)}
+        return [
+            episodes[index]
+            for name, (episodes, count) in parts.items()
+            for index in self._draw(step, name, len(episodes), min(count, len(episodes)))
+        ]
+
     def _draw(self, step: int, part: str, stored: int, count: int) -> list[int]:
         """`count` indices below `stored`, in rounds that hold each index once."""
         drawn: list[int] = []

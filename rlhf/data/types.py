@@ -60,6 +60,8 @@ class Sample:
     rewards: Mapping[str, float | None] = field(default_factory=dict)
     reward: float | None = None
     verdict: Verdict | None = None
+    turns: tuple[tuple[int, int], ...] = ()
+    turn_rewards: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.completion_ids) != len(self.logps):

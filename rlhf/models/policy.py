@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.models.attention import PLAN
+from rlhf.models.candidate_head import Candidates, candidate_statistics, likely_candidates
 from rlhf.models.head import HeadSettings, Objective, TokenStatistics, policy_head, token_statistics
 from rlhf.models.lora import base_weights, merged_weights
 from rlhf.models.packing import PackedBatch
@@ -35,6 +36,16 @@ class PolicyOutput(NamedTuple):
     entropy_N: torch.Tensor
     collision_N: torch.Tensor | None = None
     max_prob_N: torch.Tensor | None = None
+    candidate_logp_Nm: torch.Tensor | None = None
+
+
+class Reading(NamedTuple):
+    """What a frozen policy makes of a batch: final hidden states and log-probs of the targets, and where asked for its
+    likeliest tokens."""
+
+    hidden_ND: torch.Tensor
+    logp_N: torch.Tensor
+    candidates: Candidates | None
 
 
 class Policy(nn.Module):
@@ -75,6 +86,7 @@ class Policy(nn.Module):
         elementwise: bool = True,
         with_extras: bool = False,
         at_head: AtHead | None = None,
+        candidate_id_Nm: torch.Tensor | None = None,
     ) -> PolicyOutput:
         """The loss sum_i objective(logp_i, entropy_i) over the batch's targets, and their statistics.
 
@@ -82,8 +94,11 @@ class Policy(nn.Module):
         Otherwise `objective(logp_N, entropy_N, slice(None))` may be any differentiable function, and the head is
         visited again in the backward pass; its result is summed. No objective: statistics only, without gradients. A
         batch without targets gives a loss of 0 that depends on every trained parameter. `at_head` makes the objective
-        from what enters the head (packed attention only).
+        from what enters the head (packed attention only). `candidate_id_Nm`: the objective gets the log-probs of these
+        tokens, logp_Nm, in place of the targets'; `logp_N` is that of the first of them (packed attention only).
         """
+        if candidate_id_Nm is not None:
+            return self._match_candidates(batch, objective, candidate_id_Nm)
         hidden_ND = None
         if at_head is not None:
             weight_VD, bias_V = self._head_weights()
@@ -127,12 +142,25 @@ class Policy(nn.Module):
         with torch.no_grad():
             return self.hidden(batch)
 
-    def reference_hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """As `frozen_hidden`, of the base model, adapters off. Raises ValueError for a policy without adapters."""
+    @torch.no_grad()
+    def read(self, batch: PackedBatch, candidates: int = 0) -> Reading:
+        """States, log-probs and the `candidates` likeliest tokens (0: none) at the batch's targets, without gradients,
+        from one forward pass. Packed attention only."""
+        hidden_ND, (weight_VD, bias_V) = self.hidden(batch), self._head_weights()
+        statistics = token_statistics(hidden_ND, weight_VD, batch.target_N, bias_V=bias_V, settings=self.head)
+        likely = None
+        if candidates:
+            likely = likely_candidates(
+                hidden_ND, weight_VD, batch.target_N, candidates, bias_V=bias_V, settings=self.head
+            )
+        return Reading(hidden_ND, statistics.logp_N, likely)
+
+    def read_reference(self, batch: PackedBatch, candidates: int = 0) -> Reading:
+        """As `read`, of the base model, adapters off. Raises ValueError for a policy without adapters."""
         if not self.has_adapters:
-            raise ValueError("reference_hidden needs LoRA: without adapters, load the reference as a second policy")
+            raise ValueError("read_reference needs LoRA: without adapters, load the reference as a second policy")
         with self.model.disable_adapter():
-            return self.frozen_hidden(batch)
+            return self.read(batch, candidates)
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of what is trained; a tied weight once."""
@@ -187,6 +215,17 @@ class Policy(nn.Module):
         from rlhf.models.self_check import self_check
 
         self_check(self)
+
+    def _match_candidates(
+        self, batch: PackedBatch, objective: Objective | None, candidate_id_Nm: torch.Tensor
+    ) -> PolicyOutput:
+        weight_VD, bias_V = self._head_weights()
+        found = candidate_statistics(
+            self.hidden(batch), weight_VD, candidate_id_Nm, bias_V=bias_V, settings=self.head
+        )
+        logp_Nm = found.logp_Nm.detach()
+        loss = logp_Nm.new_zeros(()) if objective is None else objective(*found, slice(None)).sum()
+        return PolicyOutput(loss, logp_Nm[:, 0], found.entropy_N, candidate_logp_Nm=logp_Nm)
 
     def _statistics(
         self, batch: PackedBatch, with_extras: bool, hidden_ND: torch.Tensor | None = None

@@ -20,12 +20,15 @@ class PolicyGradient:
     """The algorithm of `PolicyGradientConfig`. Pure but for what `prepare` asks of the learner (reference
     log-probs)."""
 
+    has_ratio = True
+
     def __init__(self, config: PolicyGradientConfig, samples_per_prompt: int) -> None:
         self.config = config
         self.samples_per_prompt = samples_per_prompt
         self.denominator = config.denominator
         # a sequence's ratio, or its mismatch weight, needs all of its log-probs before any token's loss is known
         self.elementwise = config.importance == "token" and config.mismatch.level != "sequence"
+        self.kl_coefficient = config.kl.coefficient
         self.has_kl_loss = config.kl.coefficient > 0 and config.kl.where == "loss"
         self.has_kl_reward = config.kl.coefficient > 0 and config.kl.where == "reward"
 
@@ -51,6 +54,10 @@ class PolicyGradient:
             batch.append(TrainingSample(sample, advantage, counted, learned, reference))
         return batch
 
+    def should_sync(self) -> bool:
+        """Every step moves the policy."""
+        return True
+
     def objective(self, fields: TokenFields) -> Objective:
         """Weighted loss per token: policy loss, plus KL to the reference, minus the entropy bonus."""
 
@@ -61,7 +68,7 @@ class PolicyGradient:
             if self.config.mismatch.level != "off":
                 loss_N = loss_N * self._mismatch_weight(old_logp_N, part)
             if self.has_kl_loss:
-                loss_N = loss_N + self.config.kl.coefficient * kl_estimate(
+                loss_N = loss_N + self.kl_coefficient * kl_estimate(
                     logp_N, part.reference_logp_N, self.config.kl.estimator
                 )
             if self.config.entropy_coefficient:

@@ -106,7 +106,7 @@ def run(
         reference = load_policy(config.model, temperature=config.sampling.temperature).to(accelerator.device)
         reference.requires_grad_(False).eval()
     algorithm = make_algorithm(config.algorithm, config.completions_per_prompt)
-    critic = make_critic(config, policy, reference, accelerator)
+    critic = make_critic(config, policy, reference, accelerator, tokenizer)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference, critic)
     engine = None if is_offline and not evaluators else build_engine(
         config.engine, config.model, tokenizer=tokenizer,
@@ -122,8 +122,9 @@ def run(
         step, pending = _restore(checkpoint, learner, stream, accelerator)
         if hasattr(algorithm, "load_state_dict"):
             algorithm.load_state_dict(checkpoint.state["algorithm"])
+    version = step if checkpoint is None else checkpoint.state["policy_version"]
     if engine is not None:
-        sync_weights(policy.weights(), engine, version=step)
+        sync_weights(policy.weights(), engine, version=version)
     if is_offline:
         algorithm.table = reference_table(config, stream, learner, folder.path / "reference_logps.safetensors", step)
     if accelerator.is_main_process:
@@ -132,12 +133,13 @@ def run(
 
     def save(at: int, waiting: list[Sample]) -> None:
         state = algorithm.state_dict() if hasattr(algorithm, "state_dict") else {}
-        _save(config, folder, learner, stream, recorder, at, gather_lists(waiting), best, state)
+        own = {"algorithm": state, "policy_version": trainer.version}
+        _save(config, folder, learner, stream, recorder, at, gather_lists(waiting), best, own)
 
     collector = make_collector(config, stream, engine, scorer, recorder, algorithm, learner)
     trainer = Trainer(
         config, collector=collector, engine=engine, algorithm=algorithm, learner=learner, recorder=recorder,
-        evaluators=evaluators, save=save, step=step, pending=pending,
+        evaluators=evaluators, save=save, step=step, version=version, pending=pending,
     )  # fmt: skip
     try:
         with progress:
@@ -196,7 +198,7 @@ def _restore(
 
 def _save(
     config: RecipeConfig, folder: RunFolder, learner: Learner, stream: PromptStream, recorder: Recorder,
-    step: int, pending: list[Sample], best: dict[str, float], algorithm: dict[str, Any],
+    step: int, pending: list[Sample], best: dict[str, float], own: dict[str, Any],
 ) -> None:  # fmt: skip
     accelerator = learner.accelerator
     value = _value_to_keep(config.checkpoint.keep_best, recorder)
@@ -213,7 +215,7 @@ def _save(
             "skipped_in_row": learner.guard.skipped_in_row,
             "world_size": accelerator.num_processes,
             "best": best,
-            "algorithm": algorithm,
+            **own,
         }
         save_checkpoint(folder.checkpoints, Checkpoint(state, learner.state_tensors(), optimizer, pending))
         prune(folder.checkpoints, config.checkpoint.keep_last, int(best["step"]) if best else None)

@@ -47,6 +47,7 @@ class ValueIncentivised:
 
     denominator = "token"
     elementwise = True
+    has_ratio = False
 
     def __init__(self, config: PreferenceConfig, samples_per_prompt: int) -> None:
         check_direction(config.direction)
@@ -59,6 +60,10 @@ class ValueIncentivised:
     def wants_replacement(self, group: Group) -> bool:
         """Whether the group makes no pair."""
         return not self._pairs(group, 0).pairs
+
+    def should_sync(self) -> bool:
+        """Every step moves the policy."""
+        return True
 
     def prepare(self, samples: list[Sample], learner: Learner) -> list[TrainingSample]:
         """Groups of this step and of those that are replayed, with the reference's log-probs of what is used."""

@@ -21,9 +21,11 @@ class Algorithm(Protocol):
 
     denominator: Denominator
     elementwise: bool  # the loss of a token depends on that token only, so the head can take it in one pass
+    has_ratio: bool  # the loss knows the policy from before the first of several updates
 
     def objective(self, fields: TokenFields) -> Objective:
-        """(logp_n, entropy_n, rows) -> weighted loss_n of those rows; the loss is the sum."""
+        """(logp_n, entropy_n, rows) -> weighted loss_n of those rows; the loss is the sum. Where the fields name
+        candidates, their log-probs (n, m) take the place of the targets'."""
 
     def measure(self, logp_N: Tensor, entropy_N: Tensor, fields: TokenFields) -> dict[str, float]:
         """Sums over the tokens, by metric name."""

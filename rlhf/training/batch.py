@@ -1,9 +1,20 @@
 """What an algorithm hands to the learner: graded samples with their advantages."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
 
 from rlhf.algorithms.aggregation import StepTotals
 from rlhf.data.types import Sample
+
+
+class MatchTargets(NamedTuple):
+    """A distribution for each of a completion's T tokens: over `candidate_id_Tm`, and the rest of the vocabulary in the
+    last place of `target_logp_TC`; -inf marks a place without a candidate."""
+
+    candidate_id_Tm: Tensor
+    target_logp_TC: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +25,7 @@ class TrainingSample:
     `counted`: it is part of the loss and its denominator (False: masked, e.g. truncated).
     `learned`: it is forwarded (False: its gradient is known to be 0, or it is not counted).
     `reference_logps`: one per completion token where there is a KL term.
+    `match`: the distributions to learn where the loss is of those.
     `group`: samples of one group stay in one minibatch. None: those of one prompt.
     """
 
@@ -24,6 +36,7 @@ class TrainingSample:
     reference_logps: tuple[float, ...] | None = None
     group: tuple[str, int] | None = None
     advantages: tuple[float, ...] | None = None
+    match: MatchTargets | None = None
 
     @property
     def token_advantages(self) -> tuple[float, ...]:

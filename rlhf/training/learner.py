@@ -52,8 +52,7 @@ class Learner:
         self.device = accelerator.device
         named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
         self.weights = MasterWeights(named, copies=keeps_master_copies(config.optimizer))
-        masters = dict(zip(self.weights.names, self.weights.masters, strict=True))
-        self.optimizer = build_optimizer(config.optimizer, policy, masters, derive_seed(config.run.seed, "optimizer"))
+        self.optimizer = self._new_optimizer()
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.updates = 0
         self.has_moved_reference = False
@@ -69,8 +68,7 @@ class Learner:
         batch = self.config.batch
         # dropout (LoRA) is the only random draw in here
         torch.manual_seed(derive_seed(self.config.run.seed, step, "learner", self.accelerator.process_index))
-        has_ratio = self.reuses_batch and not isinstance(algorithm, WeighingAlgorithm)
-        old_logps = self._old_logps(samples) if has_ratio else None
+        old_logps = self._old_logps(samples) if self.reuses_batch and algorithm.has_ratio else None
         averager = MetricAverager()
         groups = group_by_prompt(samples, self.config.completions_per_prompt)
         for epoch in range(batch.epochs):
@@ -115,8 +113,9 @@ class Learner:
             packed, fields = self._prepare(part, totals, algorithm.denominator, old_logps)
             at_head = None if screening is None else _screened(screening, fields, packed)
             output = self.policy(
-                packed, algorithm.objective(fields), elementwise=algorithm.elementwise, at_head=at_head
-            )
+                packed, algorithm.objective(fields), elementwise=algorithm.elementwise, at_head=at_head,
+                candidate_id_Nm=fields.candidate_id_Nm,
+            )  # fmt: skip
             output.loss.backward()
             self.weights.collect_gradients()
             loss += float(output.loss.detach())
@@ -165,6 +164,11 @@ class Learner:
             for name, value in screening.after_step(self, trained).items():
                 averager.add(name, value)
 
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        masters = dict(zip(self.weights.names, self.weights.masters, strict=True))
+        seed = derive_seed(self.config.run.seed, "optimizer")
+        return build_optimizer(self.config.optimizer, self.policy, masters, seed)
+
     def logps(self, samples: Sequence[TrainingSample]) -> list[tuple[float, ...]]:
         """Log-probs of the completions under the policy as it is."""
         self.policy.eval()
@@ -176,7 +180,10 @@ class Learner:
         """(loss, whether the gradient is finite) of one sample alone; leaves no gradient behind. Local to this rank."""
         self.weights.zero_gradients()
         packed, fields = self._prepare([sample], totals, algorithm.denominator, old_logps)
-        output = self.policy(packed, algorithm.objective(fields), elementwise=algorithm.elementwise)
+        output = self.policy(
+            packed, algorithm.objective(fields), elementwise=algorithm.elementwise,
+            candidate_id_Nm=fields.candidate_id_Nm,
+        )  # fmt: skip
         output.loss.backward()
         self.weights.collect_gradients()
         finite = all(bool(master.grad.isfinite().all()) for master in self.weights.masters if master.grad is not None)
@@ -199,6 +206,18 @@ class Learner:
         assert self.reference is not None
         self.has_moved_reference = True
         self.reference.load_state_dict(self.policy.state_dict())
+
+    @torch.no_grad()
+    def restart_policy(self) -> None:
+        """The policy is the reference again, and its optimizer new. Under LoRA what the adapters add is set to 0."""
+        start = {} if self.reference is None else dict(self.reference.named_parameters())
+        for name, master in zip(self.weights.names, self.weights.masters, strict=True):
+            if name in start:
+                master.copy_(start[name])
+            elif "lora_B" in name:
+                master.zero_()
+        self.weights.publish()
+        self.optimizer = self._new_optimizer()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Master weights by name, a reference that is no longer the starting checkpoint, and the critic's weights."""
@@ -268,6 +287,7 @@ class Learner:
             return torch.tensor([value for row in values for value in row], dtype=torch.float32, device=self.device)
 
         references = [sample.reference_logps for sample in samples]
+        matches = [sample.match for sample in samples if sample.match is not None]
         fields = TokenFields(
             advantage_N=flat([sample.token_advantages for sample in samples]),
             weight_N=per_token([token_weight(sample.length, totals, denominator, max_tokens) for sample in samples]),
@@ -276,6 +296,8 @@ class Learner:
             sequences=len(samples),
             old_logp_N=torch.cat([old_logps[id(sample)] for sample in samples]).to(self.device) if old_logps else None,
             reference_logp_N=flat(references) if all(r is not None for r in references) else None,
+            candidate_id_Nm=torch.cat([m.candidate_id_Tm for m in matches]).to(self.device) if matches else None,
+            target_logp_NC=torch.cat([m.target_logp_TC for m in matches]).to(self.device) if matches else None,
         )
         return packed, fields
 

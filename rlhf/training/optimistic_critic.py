@@ -2,142 +2,177 @@
 guides the policy until enough has been learned to exchange it."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
-from rlhf.algorithms.elliptic import GramMatrices
-from rlhf.algorithms.mdp_views import ActionView, is_done, outcome_rewards, view_actions
-from rlhf.algorithms.optimism import Optimism
-from rlhf.algorithms.switching import SwitchController
-from rlhf.algorithms.value_targets import end_values, expectile_losses, one_step_targets, polyak_update
+from rlhf.algorithms.mdp_views import ActionView
+from rlhf.algorithms.optimism import Optimism, confidence_set, mex_weight, set_radius
+from rlhf.algorithms.switching import SwitchController, set_tolerance, train_until_member
+from rlhf.algorithms.value_targets import polyak_update
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.config.recipe import RecipeConfig
+from rlhf.data.episode_store import EpisodeStore
 from rlhf.data.episodes import Episode
-from rlhf.data.replay_buffer import ReplayBuffer
+from rlhf.data.replay_buffer import OfflineShare, ReplayBuffer
 from rlhf.data.seeds import derive_seed
 from rlhf.data.types import Sample
-from rlhf.models.frozen_state_critic import FrozenStateCritic
-from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
+from rlhf.models.packing import TrainingSequence
 from rlhf.training.checkpoint import CheckpointError, part_of, prefixed
 from rlhf.training.collectives import gather_lists, rank_of_world, sum_gradients, sum_numbers
+from rlhf.training.critic_excess import excess
+from rlhf.training.critic_forms import CriticForm, Predictions
+from rlhf.training.critic_transitions import Transitions, episode_of, transitions_of
 from rlhf.training.guards import TrainingStopped
+from rlhf.training.reference_reader import ReferenceReader
+from rlhf.training.state_novelty import StateNovelty
 
 NETWORKS = ("online", "target", "frozen")
 
 
-@dataclass(frozen=True, slots=True)
-class Transitions:
-    """The actions of B completions: hidden states of all their states under the reference, what each action earned, and
-    whether it ended its episode. All but the states are on the CPU."""
-
-    view: ActionView
-    state_SD: Tensor
-    reward_A: Tensor
-    done_A: Tensor
-
-    @property
-    def outcome_B(self) -> Tensor:
-        return self.reward_A[self.view.last_action_B]
-
-
 class Guidance(NamedTuple):
-    """What the policy is told each state is worth, and how far the members disagree about it."""
+    """What the policy is told: advantages of what was done, values of the states, and how far the members disagree."""
 
+    advantage_A: Tensor
     value_S: Tensor
     spread_S: Tensor
 
 
 class OptimisticCritic:
-    """`states_of`: final hidden states of a packed batch under the reference policy, without gradients. Values are of
-    these, so neither the policy nor its updates move what the critic stands on. Collective over ranks; each rank keeps
-    the episodes that it made.
+    """Values are of the reference's hidden states, so neither the policy nor its updates move what the critic stands
+    on. `offline`: this rank's share of the episodes that others made. Collective over ranks; each keeps the episodes
+    that it made.
     """
 
     def __init__(
-        self, states_of: Callable[[PackedBatch], Tensor], hidden: int, config: RecipeConfig,
-        settings: OptimisticConfig, accelerator: Accelerator,
+        self, reader: ReferenceReader, form: CriticForm, hidden: int, config: RecipeConfig, settings: OptimisticConfig,
+        accelerator: Accelerator, offline: Sequence[Episode] = (),
     ) -> None:  # fmt: skip
-        self.states_of, self.config, self.settings, self.device = states_of, config, settings, accelerator.device
-        ensemble, seed = settings.ensemble, config.run.seed
-        self.online = FrozenStateCritic(
-            hidden, members=ensemble.members, bounds=settings.value_bounds, prior_scale=ensemble.prior_scale,
-            initial_share=ensemble.initial_share, seed=seed,
-        ).to(self.device)  # fmt: skip
+        self.reader, self.form, self.config, self.settings = reader, form, config, settings
+        self.device = accelerator.device
+        ensemble, switch, seed = settings.ensemble, settings.switch, config.run.seed
+        self.online = form.make_network().to(self.device)
         self.target, self.frozen = copy.deepcopy(self.online), copy.deepcopy(self.online)
         self.optimizer = torch.optim.AdamW(self.online.parameters(), lr=ensemble.lr, weight_decay=0.01)
         self.rank, self.ranks = rank_of_world()
+        self.holds_out = switch.kind == "excess" or settings.optimism.kind == "max_in_set"
+        bounds = dict(max_episodes=ensemble.buffer_episodes, max_bytes=int(ensemble.buffer_gib * 2**30))
+        share = settings.offline
         self.buffer = ReplayBuffer(
-            seed=derive_seed(seed, "replay", self.rank), max_episodes=ensemble.buffer_episodes
-        )
-        generator = torch.Generator().manual_seed(derive_seed(seed, "features") % 2**63)
-        features = settings.switch.features
-        self.projection_DP = torch.randn(hidden, features, generator=generator).to(self.device)
-        self.seen = GramMatrices(features, buckets=1)
-        switch = settings.switch
-        self.controller = SwitchController(
-            "logdet", threshold=switch.nats, min_iters=switch.min_steps, max_iters=switch.max_steps
-        )
+            seed=derive_seed(seed, "replay", self.rank), offline=[e for e in offline if not self._is_held_out(e)],
+            share=OfflineShare(share.share, share.final_share, config.batch.steps * ensemble.updates), **bounds,
+        )  # fmt: skip
+        self.held_out = EpisodeStore(**bounds)
+        self.held_out.add(episode for episode in offline if self._is_held_out(episode))
+        self.novelty = StateNovelty(hidden, switch, config.sampling.max_tokens, seed, self.device)
         low, high = settings.value_bounds
+        # the papers fix the threshold beforehand, by the number of actions to come
+        actions = config.batch.steps * config.batch.prompts_per_step * config.completions_per_prompt
+        self.tolerance = set_tolerance(high - low, actions * self._actions_of_the_longest(), switch.tolerance)
+        threshold = switch.multiple * self.tolerance if switch.kind == "excess" else switch.nats
+        self.controller = SwitchController(
+            switch.kind, threshold=threshold, buckets=switch.buckets, min_iters=switch.min_steps,
+            max_iters=switch.max_steps,
+        )  # fmt: skip
         optimism = settings.optimism
-        self.optimism = Optimism(optimism.kind, optimism.bonus_scale, optimism.temperature, low, high)
-        self.updates = 0
+        scale = optimism.bonus_scale * (high - low if optimism.kind == "elliptic" else 1.0)
+        self.optimism = Optimism(optimism.kind, scale, optimism.temperature, low, high)
+        self.in_set_K = torch.ones(ensemble.members, dtype=torch.bool)
+        self.updates, self.actions = 0, 0
         self.metrics: dict[str, float] = {}
-
-    def read(self, samples: Sequence[Sample]) -> Transitions:
-        """Of graded samples with tokens, at least one."""
-        sequences = [TrainingSequence(sample.prompt.token_ids, sample.completion_ids) for sample in samples]
-        return self._transitions(sequences, [s.reward for s in samples], [s.truncated for s in samples])
-
-    def learn(self, samples: Sequence[Sample], fresh: Transitions | None) -> None:
-        """Keep the samples, count what is new in them, and learn from all that is kept. `fresh`: what was read of
-        them; None where this rank has none.
-
-        Raises TrainingStopped at a loss that is not finite.
-        """
-        self.buffer.add(self._episode(sample) for sample in samples)
-        phi_AP = torch.cat(gather_lists([self._features(fresh)]))
-        nats_A = self.seen.add(phi_AP, torch.zeros(len(phi_AP), dtype=torch.long))
-        self.controller.gain(nats_A)
-        losses = self._fit()
-        self.metrics = {
-            "critic/loss": sum(losses) / len(losses), "switch/nats_gained": float(nats_A.sum()),
-            "critic/episodes": sum_numbers({"n": len(self.buffer.online)}, self.device)["n"],
-        }  # fmt: skip
+        self._count(offline)
 
     @property
     def epoch(self) -> int:
         """Exchanges so far."""
         return self.controller.switches
 
+    def read(self, samples: Sequence[Sample]) -> Transitions:
+        """Of graded samples with tokens, at least one: one forward pass of the reference."""
+        readings = self.reader([TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in samples])
+        ensemble = self.settings.ensemble
+        episodes = [
+            episode_of(
+                sample, reading, self.settings.actions, name=f"{self.controller.iteration}:{sample.id}",
+                epoch=self.epoch, members=ensemble.members, bootstrap=ensemble.bootstrap, seed=self.config.run.seed,
+            )
+            for sample, reading in zip(samples, readings, strict=True)
+        ]  # fmt: skip
+        return self.transitions(episodes)
+
+    def transitions(self, episodes: Sequence[Episode]) -> Transitions:
+        """Of at least one episode that was read."""
+        with_candidates = self.settings.ensemble.values_tokens
+        return transitions_of(episodes, self.settings.actions, self.device, with_candidates=with_candidates)
+
+    def learn(self, fresh: Transitions | None) -> None:
+        """Keep the episodes, count what is new in them, and learn from all that is kept. `fresh`: what was read of this
+        step's samples; None where this rank has none.
+
+        Raises TrainingStopped at a loss that is not finite.
+        """
+        self.metrics = self._calibration(fresh)
+        episodes = () if fresh is None else fresh.episodes
+        self.buffer.add(episode for episode in episodes if not self._is_held_out(episode))
+        self.held_out.add(episode for episode in episodes if self._is_held_out(episode))
+        nats = self._count(episodes)
+        first = self.settings.ensemble.pretrain_updates if self.updates == 0 else 0
+        losses = [self._step(self._replayed()) for _ in range(first + self.settings.ensemble.updates)]
+        self.metrics |= {
+            "critic/loss": sum(losses) / len(losses), "switch/nats_gained": nats,
+            "critic/episodes": sum_numbers({"n": len(self.buffer.online) + len(self.held_out)}, self.device)["n"],
+        }  # fmt: skip
+
     def exchange(self) -> bool:
         """Give the policy the critic that has learned on, where the rule says so; whether it did."""
-        decision = self.controller.decide()
+        is_excess = self.settings.switch.kind == "excess"
+        found = self._excess(self.frozen) if is_excess and self.controller.is_due() else None
+        decision = self.controller.decide(found)
         self.metrics |= {
-            "switch/exchanged": float(decision.cause is not None), "switch/forced": float(decision.cause == "forced"),
-            "switch/nats": decision.statistic,
+            "switch/exchanged": 0.0, "switch/forced": float(decision.cause == "forced"),
+            "switch/statistic": decision.statistic, "switch/threshold": decision.threshold,
         }  # fmt: skip
         if decision.cause is None:
             return False
+        if is_excess and not self._joins_the_set(found):
+            self.controller.refused()
+            self.metrics["switch/refused"] = 1.0
+            return False
         self.frozen.load_state_dict(self.online.state_dict())
-        self.controller.switched()
+        if self.settings.optimism.kind == "max_in_set":
+            self.in_set_K = self._confidence_set()
+        event = self.controller.switched()
+        self.metrics |= {"switch/exchanged": 1.0, "switch/epoch_length": float(event.epoch_length)}
         return True
 
     @torch.no_grad()
-    def guidance(self, state_SD: Tensor) -> Guidance:
-        """By the frozen critic, optimistically."""
-        value_SK = self.frozen(state_SD)
-        return Guidance(self.optimism(value_SK).cpu(), value_SK.std(-1).cpu())
+    def guidance(self, batch: Transitions) -> Guidance:
+        """By the frozen critic, optimistically; on the CPU."""
+        spread_S = self.form.predict(self.frozen, batch).value_SK.std(-1)
+        guide = self._guide(self.frozen, batch)
+        advantage_A, value_S = self.form.advantages(guide, batch, self._guide_rewards(batch)[:, 0])
+        return Guidance(advantage_A.cpu(), value_S.cpu(), spread_S.cpu())
+
+    def kept_episodes(self, count: int, with_offline: bool) -> list[Episode]:
+        """`count` kept episodes of the newest epoch, half of them offline ones where asked for and there are any."""
+        return self.buffer.newest(self.updates, count, offline=with_offline) if count else []
+
+    @torch.no_grad()
+    def token_values(self, batch: Transitions) -> Tensor:
+        """Q_opt of the frozen critic for the candidates of every state, (S, m). Needs values of tokens."""
+        return self._guide(self.frozen, batch).q_SKm[:, 0]
+
+    def outcome(self, batch: Transitions) -> Tensor:
+        """What episodes earned, as the guiding critic counts it; (B,)."""
+        return batch.outcome_B
 
     def price(self, view: ActionView) -> Tensor:
-        """What each action costs besides its reward; (A,). Nothing, where episodes are what counts."""
-        return torch.zeros(len(view.state_A))
+        """What each action costs a member besides its reward, (A, 1) or (A, K). Nothing, where episodes count."""
+        return torch.zeros(len(view.state_A), 1)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The three ensembles by name."""
@@ -151,116 +186,185 @@ class OptimisticCritic:
 
     def optimizer_state(self) -> dict[str, Any]:
         """The optimizer, the counters, the counted features and the episodes of all ranks. Collective."""
+        stores = {"buffer": self.buffer.state_dict(), "held_out": self.held_out.state_dict()}
         return {
-            "optimizer": self.optimizer.state_dict(), "updates": self.updates, "seen": self.seen.state_dict(),
-            "controller": self.controller.state_dict(), "buffers": gather_lists([self.buffer.state_dict()]),
+            "optimizer": self.optimizer.state_dict(), "updates": self.updates, "actions": self.actions,
+            "novelty": self.novelty.state_dict(), "controller": self.controller.state_dict(),
+            "in_set_K": self.in_set_K, "stores": gather_lists([stores]),
         }  # fmt: skip
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """What `optimizer_state` gave. Raises CheckpointError where there are other ranks than then."""
-        if len(state["buffers"]) != self.ranks:
+        if len(state["stores"]) != self.ranks:
             raise CheckpointError(
-                f"the checkpoint holds the critic's episodes of {len(state['buffers'])} ranks, now there are "
-                f"{self.ranks}: resume with {len(state['buffers'])} ranks"
+                f"the checkpoint holds the critic's episodes of {len(state['stores'])} ranks, now there are "
+                f"{self.ranks}: resume with {len(state['stores'])} ranks"
             )
         self.optimizer.load_state_dict(state["optimizer"])
-        self.buffer.load_state_dict(state["buffers"][self.rank])
-        self.updates = state["updates"]
-        self.seen.load_state_dict(state["seen"])
+        self.buffer.load_state_dict(state["stores"][self.rank]["buffer"])
+        self.held_out.load_state_dict(state["stores"][self.rank]["held_out"])
+        self.updates, self.actions, self.in_set_K = state["updates"], state["actions"], state["in_set_K"]
+        self.novelty.load_state_dict(state["novelty"])
         self.controller.load_state_dict(state["controller"])
 
-    def _fit(self) -> list[float]:
-        """Critic steps on one batch of episodes, whose states are forwarded once."""
-        ensemble = self.settings.ensemble
-        replayed = self._replayed() if len(self.buffer.online) else None
-        losses = []
-        for _ in range(ensemble.updates):
-            self.optimizer.zero_grad(set_to_none=True)
-            summed = count = torch.zeros((), device=self.device)
-            if replayed is not None:
-                batch, learns_AK = replayed
-                value_AK = self.online(batch.state_SD[batch.view.state_A])
-                losses_AK = expectile_losses(value_AK, self._targets(batch), ensemble.expectile)
-                summed, count = (losses_AK * learns_AK).sum(), learns_AK.sum()
-            total = sum_numbers({"loss": float(summed.detach()), "count": float(count)}, self.device)
-            if replayed is not None:
-                (summed / max(total["count"], 1.0)).backward()
-            sum_gradients(list(self.online.parameters()))
-            loss = total["loss"] / max(total["count"], 1.0)
-            if not np.isfinite(loss):
-                raise TrainingStopped(
-                    f"the critic's loss is {loss}: lower algorithm.ensemble.lr, and check that rewards lie within "
-                    "algorithm.actions.bounds. The last checkpoint is untouched"
-                )
-            self.optimizer.step()
-            polyak_update(self.target, self.online, ensemble.polyak)
-            self._after_update(None if replayed is None else replayed[0])
-            self.updates += 1
-            losses.append(loss)
-        return losses
+    def _step(self, batch: Transitions | None) -> float:
+        """One step of the ensemble; the mean loss over all ranks."""
+        self.optimizer.zero_grad(set_to_none=True)
+        summed = count = torch.zeros((), device=self.device)
+        online = None
+        if batch is not None:
+            online = self.form.predict(self.online, batch)
+            with torch.no_grad():
+                slow = self.form.predict(self.target, batch)
+            learns_AK = batch.in_bootstrap_AK.to(self.device)
+            losses_AK = self.form.losses(online, slow, batch, self._rewards(batch))
+            summed, count = (losses_AK * learns_AK).sum(), learns_AK.sum()
+        total = sum_numbers({"loss": float(summed.detach()), "count": float(count)}, self.device)
+        if batch is not None:
+            loss = summed / max(total["count"], 1.0)
+            if self._mex_weight:
+                weight = mex_weight(self._mex_weight, len(self.buffer.online)) / self.ranks
+                loss = loss - weight * online.value_SK[batch.view.first_state_B].mean()
+            loss.backward()
+        sum_gradients(list(self.online.parameters()))
+        mean = total["loss"] / max(total["count"], 1.0)
+        if not math.isfinite(mean):
+            raise TrainingStopped(
+                f"the critic's loss is {mean}: lower algorithm.ensemble.lr, and check that rewards lie within "
+                "algorithm.actions.bounds. The last checkpoint is untouched"
+            )
+        self.optimizer.step()
+        polyak_update(self.target, self.online, self.settings.ensemble.polyak)
+        self._after_update(batch)
+        self.updates += 1
+        return mean
 
-    def _replayed(self) -> tuple[Transitions, Tensor]:
-        """A batch of episodes, and which members learn from which of its actions; (A, K)."""
+    def _replayed(self) -> Transitions | None:
+        """The next critic step's episodes; None where this rank has none."""
+        if not len(self.buffer.online) and not self.buffer.offline:
+            return None
         share = max(1, self.settings.ensemble.episodes // self.ranks)
-        episodes = self.buffer.batch(self.updates, share).episodes
-        sequences = [TrainingSequence(tuple(e.prompt_ids.tolist()), tuple(e.token_ids.tolist())) for e in episodes]
-        batch = self._transitions(sequences, [e.episode_return for e in episodes], [e.truncated for e in episodes])
-        learns_BK = torch.tensor([episode.in_bootstrap for episode in episodes], dtype=torch.float32)
-        return batch, learns_BK[batch.view.sequence_A].to(self.device)
+        return self.transitions(self.buffer.batch(self.updates, share).episodes)
 
-    def _transitions(
-        self, sequences: Sequence[TrainingSequence], outcomes: Sequence[float], is_cut: Sequence[bool]
-    ) -> Transitions:
-        """`is_cut`: completions that hit the token limit."""
-        actions = self.settings.actions
-        lengths = [len(sequence.completion_ids) for sequence in sequences]
-        view = view_actions(actions.view, lengths, chunk_tokens=actions.chunk_tokens)
-        goes_on_B = torch.tensor([actions.truncation == "bootstrap" and cut for cut in is_cut])
-        return Transitions(
-            view=view, state_SD=self._states(sequences, view),
-            reward_A=outcome_rewards(view, torch.tensor(outcomes, dtype=torch.float32)),
-            done_A=is_done(view, goes_on_B),
+    @property
+    def _mex_weight(self) -> float:
+        return self.settings.optimism.weight if self.settings.optimism.kind == "mex" else 0.0
+
+    def _own_outcome(self, batch: Transitions) -> Tensor:
+        """What episodes earned, as each member counts it, (B, K) or (B, 1)."""
+        return batch.outcome_B[:, None]
+
+    def _rewards(self, batch: Transitions) -> Tensor:
+        """What each member counts an action to earn, (A, K)."""
+        earned_A1 = (batch.reward_A + self._bonus(batch))[:, None]
+        return (earned_A1 - self.price(batch.view)).to(self.device).expand(-1, self.online.members)
+
+    def _guide_rewards(self, batch: Transitions) -> Tensor:
+        """The same for the critic that guides the policy, (A, 1)."""
+        return (batch.reward_A + self._bonus(batch))[:, None].to(self.device)
+
+    def _bonus(self, batch: Transitions) -> Tensor:
+        """What an action earns by being new (elliptic), (A,), on the CPU."""
+        if self.settings.optimism.kind != "elliptic":
+            return torch.zeros(len(batch.view.state_A))
+        return self.optimism.bonus * self.novelty.width(batch)[batch.view.next_state_A]
+
+    def _optimism_needs(self, batch: Transitions) -> dict[str, Tensor]:
+        kind = self.settings.optimism.kind
+        if kind == "elliptic":
+            # the bonus is in the rewards, and so in the values, already
+            return {"width_Nm": torch.zeros(len(batch.state_SD), device=self.device)}
+        return {"in_set_K": self.in_set_K.to(self.device)} if kind == "max_in_set" else {}
+
+    def _guide(self, network: nn.Module, batch: Transitions) -> Predictions:
+        """The optimistic values of `network` as of one member."""
+        found, needs = self.form.predict(network, batch), self._optimism_needs(batch)
+        return Predictions(
+            *(None if part is None else self.optimism(part, **needs).unsqueeze(1) for part in found)
+        )
+
+    def _excess(self, network: nn.Module) -> float:
+        """Of the critic that `network` would make. Collective."""
+
+        @torch.no_grad()
+        def guide(batch: Transitions) -> Predictions:
+            return self._guide(network, batch)
+
+        held_out = self.transitions(list(self.held_out)) if len(self.held_out) else None
+        return excess(
+            self.form, guide, self.online, train=self._replayed, held_out=held_out, reward_of=self._guide_rewards,
+            actions=self.actions, steps=self.settings.switch.refit_steps, lr=self.settings.ensemble.lr,
+            device=self.device,
         )  # fmt: skip
 
-    def _states(self, sequences: Sequence[TrainingSequence], view: ActionView) -> Tensor:
-        """Hidden states (S, D) of the view's states, the one behind a completion's last token among them."""
-        # one more token, so that the last one is forwarded; what it is, no state sees
-        longer = [TrainingSequence(s.prompt_ids, (*s.completion_ids, s.completion_ids[-1])) for s in sequences]
-        parts: list[Tensor] = [torch.empty(0)] * len(longer)
-        for members in micro_batches(longer, self.config.batch.tokens_per_micro_batch):
-            chosen = [longer[index] for index in members]
-            hidden_ND = self.states_of(pack(chosen).to(self.device)).float()
-            for index, rows in zip(members, hidden_ND.split([len(s.completion_ids) for s in chosen]), strict=True):
-                parts[index] = rows[view.position_S[view.sequence_S == index]]
-        return torch.cat(parts)
+    def _joins_the_set(self, frozen_excess: float) -> bool:
+        """Train the learning critic until it fits; whether it fits better than the frozen one."""
+        found = train_until_member(
+            lambda: self._step(self._replayed()), lambda: self._excess(self.online), tolerance=self.tolerance,
+            max_steps=self.settings.switch.member_steps,
+        )  # fmt: skip
+        self.metrics["switch/excess_of_next"] = found
+        return found < frozen_excess
 
     @torch.no_grad()
-    def _targets(self, batch: Transitions) -> Tensor:
-        """r + V(next state) of each member's own slow copy; (A, K)."""
-        end_value_SK = end_values(self.target(batch.state_SD), batch.view, batch.done_A)
-        return one_step_targets(batch.reward_A.to(self.device), end_value_SK, batch.view)
+    def _confidence_set(self) -> Tensor:
+        """Members that fit unseen episodes about as well as the best one, (K,)."""
+        sums_K, actions = torch.zeros(self.online.members), 0.0
+        if len(self.held_out):
+            batch = self.transitions(list(self.held_out))
+            own = self.form.predict(self.online, batch)
+            sums_K = self.form.losses(own, own, batch, self._rewards(batch)).sum(0).cpu()
+            actions = float(len(batch.view.state_A))
+        names = [f"{k:03d}" for k in range(len(sums_K))]
+        total = sum_numbers(dict(zip(names, sums_K.tolist(), strict=True)) | {"actions": actions}, self.device)
+        loss_K = torch.tensor([total[name] for name in names]) / max(total["actions"], 1.0)
+        low, high = self.settings.value_bounds
+        return confidence_set(loss_K, self.actions, set_radius(high - low, len(names), self.actions))
 
     def _after_update(self, batch: Transitions | None) -> None:
         """After each critic step; collective."""
 
-    def _features(self, fresh: Transitions | None) -> Tensor:
-        """Random directions of what each action led to, of length 1; (A, P), on the CPU."""
-        if fresh is None:
-            return torch.empty(0, self.settings.switch.features)
-        state_AD = fresh.state_SD[fresh.view.next_state_A]
-        normal_AD = functional.layer_norm(state_AD, state_AD.shape[-1:])
-        return functional.normalize(normal_AD @ self.projection_DP, dim=-1).cpu()
+    def _count(self, episodes: Sequence[Episode]) -> float:
+        """Count the actions of new episodes of all ranks, once each; the nats that they brought."""
+        batch = self.transitions(episodes) if len(episodes) else None
+        variance_A = None
+        if batch is not None and self.settings.switch.kind == "infogain":
+            with torch.no_grad():
+                found = self.form.predict(self.online, batch)
+                variance_A = self.form.action_values(found, batch, self._rewards(batch)).var(1).cpu()
+        low, high = self.settings.value_bounds
+        counted = self.novelty.add(batch, variance_A, high - low)
+        self.actions += len(counted.nats_A)
+        if self.settings.switch.kind != "excess":
+            self.controller.gain(counted.nats_A, counted.bucket_A)
+        return float(counted.nats_A.sum())
 
-    def _episode(self, sample: Sample) -> Episode:
-        rewards = np.zeros(len(sample.completion_ids), dtype=np.float32)
-        rewards[-1] = sample.reward
-        name = f"{sample.policy_version}:{sample.id}"
-        ensemble = self.settings.ensemble
-        generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "bootstrap", name) % 2**63)
-        learns_K = torch.rand(ensemble.members, generator=generator) < ensemble.bootstrap
-        return Episode(
-            id=name, prompt_id=sample.prompt.id, prompt_ids=np.array(sample.prompt.token_ids),
-            token_ids=np.array(sample.completion_ids), logps=np.array(sample.logps), rewards=rewards,
-            policy_version=sample.policy_version, epoch=self.epoch, truncated=sample.truncated,
-            in_bootstrap=tuple(learns_K.tolist()),
-        )  # fmt: skip
+    def _is_held_out(self, episode: Episode) -> bool:
+        share = self.settings.switch.held_out
+        return self.holds_out and derive_seed(self.config.run.seed, "held out", episode.id) % 10**6 < share * 10**6
+
+    def _actions_of_the_longest(self) -> int:
+        actions, longest = self.settings.actions, self.config.sampling.max_tokens
+        return {"token": longest, "chunk": math.ceil(longest / actions.chunk_tokens), "turn": 1}[actions.view]
+
+    @torch.no_grad()
+    def _calibration(self, fresh: Transitions | None) -> dict[str, float]:
+        """How far returns of episodes that no member has seen are from the prompts' values, in the members' standard
+        deviations."""
+        sums = dict.fromkeys(("episodes", "ratio", "within one", "within two", "spread", "mean"), 0.0)
+        if fresh is not None:
+            value_BK = self.form.predict(self.online, fresh).value_SK[fresh.view.first_state_B].cpu()
+            spread_B = value_BK.std(-1).clamp_min(1e-6)
+            ratio_B = (self._own_outcome(fresh) - value_BK).mean(-1).abs() / spread_B
+            sums = {
+                "episodes": float(len(ratio_B)), "ratio": float(ratio_B.sum()), "spread": float(spread_B.sum()),
+                "within one": float((ratio_B <= 1).sum()), "within two": float((ratio_B <= 2).sum()),
+                "mean": float(value_BK.mean(-1).sum()),
+            }  # fmt: skip
+        total = sum_numbers(sums, self.device)
+        count = max(total["episodes"], 1.0)
+        return {
+            "critic/calibration": total["ratio"] / count, "critic/within_one_std": total["within one"] / count,
+            "critic/within_two_std": total["within two"] / count, "critic/prompt_spread": total["spread"] / count,
+            "critic/prompt_value": total["mean"] / count,
+        }  # fmt: skip

@@ -25,6 +25,9 @@ class RolloutAlgorithm(Algorithm, Protocol):
     def prepare(self, samples: list[Sample], learner: Learner) -> list[TrainingSample]:
         """Advantages and masks of this rank's samples."""
 
+    def should_sync(self) -> bool:
+        """Whether the last update is to reach the engine: not where it left the policy as it was."""
+
 
 class Trainer:
     """Everything a run is made of; `save(step, pending)` writes a checkpoint. No engine: nothing is evaluated and
@@ -42,11 +45,14 @@ class Trainer:
         evaluators: Sequence[Evaluator],
         save: Callable[[int, list[Sample]], None],
         step: int = 0,
+        version: int = 0,
         pending: list[Sample] | None = None,
     ) -> None:
         self.config, self.collector, self.engine, self.algorithm = config, collector, engine, algorithm
         self.learner, self.recorder, self.evaluators, self.save = learner, recorder, evaluators, save
         self.step, self.pending = step, pending or []
+        self.version = version
+        """Of the weights that the engine has: the step after which it got them."""
 
     def train(self) -> bool:
         """Run the steps that are left. False if it was asked to stop before the last one (a checkpoint is then
@@ -68,9 +74,10 @@ class Trainer:
                 is_last = step == self.config.batch.steps
                 every = self.config.evaluation.every
                 is_evaluated = bool(self.evaluators) and (is_last or (every > 0 and step % every == 0))
-                if self.collector.makes_rollouts or is_evaluated:
+                if (self.collector.makes_rollouts or is_evaluated) and self.algorithm.should_sync():
                     with timer.phase("sync"):
                         sync_weights(self.learner.policy.weights(), self.engine, version=step)
+                    self.version = step
                 self.recorder.step(step, samples, metrics, makes_rollouts=self.collector.makes_rollouts)
                 if is_evaluated:
                     self.evaluate(step)

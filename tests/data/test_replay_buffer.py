@@ -201,7 +201,6 @@ def test_a_checkpoint_of_other_data_is_refused():
         (lambda: ReplayBuffer(seed=0, offline=[OFFLINE[0]] * 2), "ids of the offline episodes occur twice"),
         (lambda: filled().batch(-1, 4), "cannot draw 4 episodes for step -1"),
         (lambda: filled().add([episode(0)]), "episode '0' is stored already"),
-        (lambda: episode(0, tokens=1, extra={"phi": np.zeros((2, 4))}), "its arrays differ in length"),
         (lambda: episode(0, float("nan")), "rewards that are not finite"),
         (lambda: Episode("e", "p", [1], [], [], [], 0), "has no tokens"),
         (

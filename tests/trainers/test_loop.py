@@ -29,8 +29,10 @@ def test_the_other_loop_is_refused_with_both_meanings(name: str) -> None:
     ("gain", "message"),
     [
         ({"rate": 0.02}, "gain.rate = 0.02 is above a tenth of ensemble.polyak = 0.05"),
-        ({"unit": "token"}, "unit = token with per_token = 0"),
-        ({"unit": "token", "per_token": 1.0}, "unit = token needs span"),
+        ({"unit": "token"}, "unit = token with per_unit = 0"),
+        ({"unit": "token", "per_unit": 1.0}, "unit = token needs span"),
+        ({"unit": "turn", "per_unit": 1.0, "span": 2.0}, "set actions.view to turn"),
+        ({"sessions": True, "estimator": "newton"}, "estimator = newton is for independent prompts"),
         ({"per_episode": 0.0}, "reward for no work"),
     ],
 )
@@ -56,9 +58,10 @@ def test_gains_of_episodes_become_the_mean_reward(estimator: str, model: str, tm
             "updates": 3_000, "episodes": 4 * len(filled), "members": 4, "expectile": 0.5, "bootstrap": 1.0,
             "prior_scale": 0.05,
         },
+        "plan": {"kind": "argmax_J"},
     }  # fmt: skip
     critic = make_with_critic(loop_config(model, algorithm=settings), tmp_path)[0].critic
-    critic.learn(filled, critic.read(filled))
+    critic.learn(critic.read(filled))
     assert critic.renewal.gain == pytest.approx(sum(sample.reward for sample in filled) / len(filled))
     mean = critic.renewal.gain
     if estimator == "newton":
@@ -71,38 +74,40 @@ def test_gains_of_episodes_become_the_mean_reward(estimator: str, model: str, tm
 
 
 def test_the_member_with_the_highest_gain_in_the_set_is_planned_with(model: str, tmp_path: Path) -> None:
-    settings = {"switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 1}}
+    settings = {
+        "switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 1}, "plan": {"kind": "argmax_J"}
+    }
     learner, _ = make_with_critic(loop_config(model, algorithm=settings), tmp_path)
     critic = learner.critic
     filled = [sample for sample in SAMPLES if sample.completion_ids]
-    critic.learn(filled, critic.read(filled))
+    critic.learn(critic.read(filled))
     critic.gain_K = torch.tensor([0.1, 0.9, 0.5, 0.2], dtype=torch.float64)
     # so wrong that no radius covers it
-    critic.fresh_error_K = torch.tensor([1.0, 1e6, 1.0, 1.0], dtype=torch.float64)
+    critic.fresh_loss_K = torch.tensor([1.0, 1e6, 1.0, 1.0], dtype=torch.float64)
     assert critic.exchange()
     assert (critic.planned_member, critic.planned_gain) == (2, 0.5)
     assert critic.metrics["gain/members_in_set"] == 3
-    state = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(critic.guidance(state).value_S, critic.frozen(state)[:, 2])
+    batch = critic.read(filled)
+    assert torch.equal(critic.guidance(batch).value_S, critic.frozen(batch.state_SD)[:, 2])
 
 
 def test_advantages_pay_for_what_an_action_costs(model: str, tmp_path: Path) -> None:
-    gain = {"unit": "token", "per_token": 0.5, "per_episode": 2.0, "span": 3.0}
-    learner, algorithm = make_with_critic(loop_config(model, algorithm={"gain": gain}), tmp_path)
+    gain = {"unit": "token", "per_unit": 0.5, "per_episode": 2.0, "span": 3.0}
+    learner, algorithm = make_with_critic(loop_config(model, algorithm={"gain": gain, "plan": {"kind": "argmax_J"}}), tmp_path)
     critic = learner.critic
     critic.gain_K = torch.full((4,), 0.3, dtype=torch.float64)
     batch = algorithm.prepare(SAMPLES, learner)
     assert critic.epoch == 1 and critic.planned_gain > 0.2
     sample = next(sample for sample in batch if sample.length == 5 and not sample.sample.truncated)
     ids = TrainingSequence(sample.sample.prompt.token_ids, sample.sample.completion_ids)
-    before, between, _ = critic.guidance(critic.read([completion_of(ids)]).state_SD).value_S.tolist()
+    before, between, _ = critic.guidance(critic.read([completion_of(ids)])).value_S.tolist()
     first = -critic.planned_gain * 0.5 * 3 + between - before
     last = sample.sample.reward - critic.planned_gain * (0.5 * 2 + 2.0) - between
     assert sample.advantages == pytest.approx([first] * 3 + [last] * 2, abs=1e-5)
 
 
 def test_the_policy_stands_still_between_windows(model: str, tmp_path: Path) -> None:
-    settings = {"policy_steps": 2, "switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 4}}
+    settings = {"actor": {"steps": 2}, "switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 4}}
     learner, algorithm = make_with_critic(loop_config(model, algorithm=settings), tmp_path)
     samples, moved = SAMPLES, []
     for step in range(1, 10):

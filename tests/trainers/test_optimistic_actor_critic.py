@@ -54,7 +54,8 @@ def test_states_are_those_of_the_reference_behind_every_action(model: str, tmp_p
         output = padded.causal_lm.get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids))
         rows = [len(sequence.prompt_ids) - 1 + position for position in positions]
         expected.append(output.last_hidden_state[0, rows])
-    assert torch.allclose(found, torch.cat(expected).detach(), atol=1e-4)
+    # kept in half precision
+    assert torch.allclose(found, torch.cat(expected).detach(), atol=2e-3)
 
 
 def test_policy_and_learning_critic_never_see_each_other(model: str, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_advantages_are_the_frozen_critic_s(truncation: str, model: str, tmp_pat
             assert sample.advantages == ()
             continue
         ids = TrainingSequence(sample.sample.prompt.token_ids, sample.sample.completion_ids)
-        values = critic.guidance(critic.read([completion_of(ids)]).state_SD).value_S.tolist()
+        values = critic.guidance(critic.read([completion_of(ids)])).value_S.tolist()
         last = values[-1] if sample.sample.truncated and truncation == "bootstrap" else 0.0
         gains = [after - here for here, after in zip(values, [*values[1:-1], last], strict=False)]
         gains[-1] += sample.sample.reward
@@ -117,7 +118,7 @@ def test_what_is_new_falls_and_forces_no_exchange_too_early(model: str, tmp_path
     for step in range(1, 8):
         metrics = learner.update(algorithm.prepare(samples, learner), algorithm, step)
         exchanged.append(metrics["switch/exchanged"])
-        nats.append(metrics["switch/nats"])
+        nats.append(metrics["switch/statistic"])
         samples = next_step(samples)
     assert exchanged == [0, 0, 1, 0, 0, 1, 0], "forced every third step"
     # the same states again and again: ever less to learn from them
@@ -128,7 +129,7 @@ def test_settings_that_cannot_be() -> None:
     for settings, message in [
         ({"actions": {"bounds": [1.0, 1.0]}}, r"bounds = \[1.0, 1.0\] is no range"),
         ({"switch": {"min_steps": 9, "max_steps": 3}}, "min_steps = 9 is above max_steps = 3"),
-        ({"kl": {"coefficient": 0.1, "where": "reward"}}, "kl.where = reward"),
+        ({"kl": {"coefficient": 0.1}}, "the pull to the reference is 1 / actor.kappa"),
     ]:
         with pytest.raises(ValueError, match=message):
             optimistic_config("x", algorithm=settings)
@@ -150,4 +151,4 @@ def test_episodes_of_other_ranks_are_refused(model: str, tmp_path: Path) -> None
     critic = make_with_critic(optimistic_config(model), tmp_path)[0].critic
     state = critic.optimizer_state()
     with pytest.raises(CheckpointError, match="episodes of 2 ranks, now there are 1: resume with 2 ranks"):
-        critic.load_optimizer_state(state | {"buffers": state["buffers"] * 2})
+        critic.load_optimizer_state(state | {"stores": state["stores"] * 2})

@@ -13,7 +13,7 @@ from rlhf.data.types import Prompt, Sample
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import TrainingSequence
 from rlhf.trainers.build_critic import make_critic
-from rlhf.trainers.loop import LOOP
+from rlhf.trainers.logit_matching import follow_critic
 from rlhf.trainers.optimistic_actor_critic import OptimisticActorCritic
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.learner import Learner
@@ -44,8 +44,7 @@ def make_with_critic(config: OptimisticActorCriticConfig, folder: Path) -> tuple
     policy, reference = load_policy(config.model), load_policy(config.model).eval().requires_grad_(False)
     critic = make_critic(config, policy, reference, accelerator)
     learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder), reference, critic)
-    kind = LOOP if isinstance(config, LOOPConfig) else OptimisticActorCritic
-    return learner, kind(config.algorithm, config.sampling.samples_per_prompt)
+    return learner, follow_critic(config.algorithm, config.sampling.samples_per_prompt)
 
 
 def completion_of(sequence: TrainingSequence) -> Sample:
