@@ -22,7 +22,9 @@ TOKENS = {"actions": {"view": "token"}, "actor": {"kind": "logit_match"}}
 OPTIMISTIC_PRESETS: dict[str, dict[str, Any]] = {
     "nora": CLIPPED,
     # short responses, or few tokens that matter
-    "nora_token": {**CLIPPED, **TOKENS, "ensemble": {"target": "soft", "path_spans": [8, 0]}},
+    "nora_token": {
+        **CLIPPED, **TOKENS, "ensemble": {"target": "soft", "path_spans": [8, 0], "updates": 16, "episodes": 64},
+    },
     # arXiv 2505.03710 as it stands, for reproduction
     "nora_paper": {
         **CLIPPED, "actions": {"view": "token"}, "ensemble": {"target": "max"}, "switch": {"kind": "excess"},
@@ -31,8 +33,10 @@ OPTIMISTIC_PRESETS: dict[str, dict[str, Any]] = {
     "nora_hybrid": {**CLIPPED, "offline": {"final_share": 0.1}},
     "noah": {**CLIPPED, **PESSIMIST, "offline": {"final_share": 0.1}},
     "douhua": {
-        **CLIPPED, **TOKENS, "ensemble": {"target": "policy"}, "switch": {"min_steps": 1, "max_steps": 1},
-        "actor": {"kind": "logit_match", "reset": "none"},
+        **CLIPPED, **TOKENS, "ensemble": {"target": "policy", "updates": 16, "episodes": 64},
+        "switch": {"min_steps": 1, "max_steps": 1},
+        # each step adds kappa / saturation times the critic's values, without end
+        "actor": {"kind": "logit_match", "reset": "none", "kappa": 2500.0, "saturation": 1000},
     },
     "non_optimistic": {**CLIPPED, **PESSIMIST},
 }  # fmt: skip

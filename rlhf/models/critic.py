@@ -130,25 +130,35 @@ class DuelingEnsemble(ValueEnsemble):
         candidate_Nme: Tensor,
         logp_ref_Nm: Tensor,
         prior_hidden_Nd: Tensor | None = None,
+        prior_NKm: Tensor | None = None,
     ) -> ActionValues:
         """`candidate_Nme`: the candidates' rows of the frozen output embedding. `logp_ref_Nm`: their log-probs under
         the reference policy, which weigh the mean that advantages are measured from; -inf marks a place without a
-        candidate. At least one candidate of a state has a finite one."""
+        candidate. At least one candidate of a state has a finite one. `prior_NKm`: what `prior_advantages` gives, where
+        it was computed before."""
         value_NK = self.values(hidden_Nd, prior_hidden_Nd)
         if candidate_Nme.shape != (*logp_ref_Nm.shape, self.embedding_size) or len(candidate_Nme) != len(hidden_Nd):
             raise ValueError(
                 f"candidates of shape {tuple(candidate_Nme.shape)} and log-probs of shape {tuple(logp_ref_Nm.shape)} "
                 f"for {len(hidden_Nd)} states: expected (N, m, {self.embedding_size}) and (N, m)"
             )
-        x_Nd, prior_Nd = self._normalised(hidden_Nd, prior_hidden_Nd)
+        x_Nd, _ = self._normalised(hidden_Nd, prior_hidden_Nd)
         raw_NKm = _bilinear(x_Nd, self.advantage_Kde, candidate_Nme) / math.sqrt(self.hidden_size)
         if self.prior_scale:
-            # directions alone: the spread must not depend on how long a model's embedding rows are
-            direction_Nme = F.normalize(candidate_Nme, dim=-1)
-            raw_NKm = raw_NKm + self.prior_scale * _bilinear(prior_Nd, self.prior_Kde, direction_Nme)
+            states_Nd = hidden_Nd if prior_hidden_Nd is None else prior_hidden_Nd
+            raw_NKm = raw_NKm + (self.prior_advantages(states_Nd, candidate_Nme) if prior_NKm is None else prior_NKm)
         weight_N1m = logp_ref_Nm.to(raw_NKm).softmax(-1).unsqueeze(1)
         advantage_NKm = raw_NKm - (weight_N1m * raw_NKm).sum(-1, keepdim=True)
         return ActionValues(value_NK, value_NK.unsqueeze(-1) + advantage_NKm)
+
+
+    @torch.no_grad()
+    def prior_advantages(self, prior_hidden_Nd: Tensor, candidate_Nme: Tensor) -> Tensor:
+        """What the frozen priors add to A_k, before the mean is taken off, (N, K, m). Equal for copies of a critic."""
+        prior_Nd = F.layer_norm(prior_hidden_Nd, (self.prior_hidden_size,))
+        # directions alone: the spread must not depend on how long a model's embedding rows are
+        direction_Nme = F.normalize(candidate_Nme, dim=-1)
+        return self.prior_scale * _bilinear(prior_Nd, self.prior_Kde, direction_Nme)
 
 
 def _bilinear(x_Nd: Tensor, weight_Kde: Tensor, candidate_Nme: Tensor) -> Tensor:

@@ -36,11 +36,12 @@ class FrozenStateCritic(nn.Module):
             self.ensemble = DuelingEnsemble(width, embedding_size=embedding_size, **settings)
 
     def forward(
-        self, hidden_ND: Tensor, candidate_Nme: Tensor | None = None, logp_ref_Nm: Tensor | None = None
-    ) -> Tensor | ActionValues:
+        self, hidden_ND: Tensor, candidate_Nme: Tensor | None = None, logp_ref_Nm: Tensor | None = None,
+        prior_NKm: Tensor | None = None,
+    ) -> Tensor | ActionValues:  # fmt: skip
         """Values of states (N, K), or with candidates also theirs: see `DuelingEnsemble`."""
         hidden_ND = hidden_ND.float()
         x_Nd = self.network(hidden_ND)
         if candidate_Nme is None:
             return self.ensemble.values(x_Nd, hidden_ND)
-        return self.ensemble(x_Nd, candidate_Nme, logp_ref_Nm, hidden_ND)
+        return self.ensemble(x_Nd, candidate_Nme, logp_ref_Nm, hidden_ND, prior_NKm)

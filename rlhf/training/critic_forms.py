@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rlhf.algorithms.value_targets import (
     end_values,
@@ -21,10 +22,12 @@ from rlhf.algorithms.value_targets import (
     soft_value,
 )
 from rlhf.config.critic_ensemble import EnsembleConfig
+from rlhf.data.seeds import derive_seed
 from rlhf.models.frozen_state_critic import FrozenStateCritic
 from rlhf.training.critic_transitions import Transitions
 
 LEAST_SHARE = 1e-12
+TOKEN_FEATURES = 64
 PolicyLogps = Callable[[Transitions], Tensor]
 """Log-probs (S, m) of the candidates under the policy as it is; -inf where there is none."""
 
@@ -105,7 +108,8 @@ class ReferenceReturns(StateValues):
 
 
 class TokenValues:
-    """Q_k(s, a) of candidate tokens, dueling around V_k(s). `embedding_VD`: the frozen output embedding.
+    """Q_k(s, a) of candidate tokens, dueling around V_k(s). `embedding_VD`: the frozen output embedding, of whose rows
+    `TOKEN_FEATURES` random directions are read: enough to tell tokens apart, and a ninth of the cost at 576.
     `policy_logps`: for the target `policy`."""
 
     def __init__(
@@ -113,18 +117,27 @@ class TokenValues:
         policy_logps: PolicyLogps,
     ) -> None:  # fmt: skip
         self.settings, self.hidden, self.bounds, self.seed = settings, hidden, bounds, seed
-        self.embedding_VD, self.policy_logps = embedding_VD, policy_logps
+        self.policy_logps = policy_logps
+        generator = torch.Generator().manual_seed(derive_seed(seed, "token features") % 2**63)
+        projection_De = torch.randn(embedding_VD.shape[1], TOKEN_FEATURES, generator=generator).to(embedding_VD.device)
+        self.token_Ve = functional.normalize(embedding_VD.float() @ projection_De, dim=-1)
+        self._latest: tuple[Transitions, Tensor, Tensor] | None = None
 
     def make_network(self) -> FrozenStateCritic:
         settings = self.settings
         return FrozenStateCritic(
             self.hidden, members=settings.members, bounds=self.bounds, prior_scale=settings.prior_scale,
-            initial_share=settings.initial_share, seed=self.seed, embedding_size=self.embedding_VD.shape[1],
+            initial_share=settings.initial_share, seed=self.seed, embedding_size=TOKEN_FEATURES,
         )  # fmt: skip
 
     def predict(self, network: nn.Module, batch: Transitions) -> Predictions:
-        candidate_Sme = self.embedding_VD[batch.candidate_id_Sm].float()
-        found = network(batch.state_SD, candidate_Sme, batch.candidate_logp_Sm)
+        if self._latest is None or self._latest[0] is not batch:
+            # the same for the learning, the slow and the frozen network
+            candidate_Sme = self.token_Ve[batch.candidate_id_Sm]
+            prior_SKm = network.ensemble.prior_advantages(batch.state_SD, candidate_Sme)
+            self._latest = (batch, candidate_Sme, prior_SKm)
+        _, candidate_Sme, prior_SKm = self._latest
+        found = network(batch.state_SD, candidate_Sme, batch.candidate_logp_Sm, prior_SKm)
         return Predictions(found.value_NK, found.q_NKm)
 
     def losses(self, online: Predictions, slow: Predictions, batch: Transitions, reward_AK: Tensor) -> Tensor:

@@ -14,11 +14,14 @@ from rlhf.algorithms.value_targets import (
     end_values,
     expectile_losses,
     log_mean_exp_return,
+    log_rest,
     max_value,
     member_losses,
     one_step_targets,
     path_residuals,
+    policy_value,
     polyak_update,
+    soft_return_losses,
     soft_value,
     squared_losses,
     two_hot,
@@ -199,3 +202,31 @@ def test_the_slow_copy_follows_parameters_and_leaves_buffers():
 def test_settings_that_make_no_sense_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_policy_values_are_means_under_the_policy_itself():
+    """Tokens that are no candidates count with the state's value; an empty place with nothing."""
+    q_NKm = torch.tensor([[[1.0, 0.5, 9.0], [0.0, 1.0, 9.0]]])
+    value_NK = torch.tensor([[0.2, 0.4]])
+    logp_Nm = torch.tensor([[0.5, 0.3, 0.0]]).log()
+    assert policy_value(q_NKm, value_NK, logp_Nm).tolist() == [pytest.approx([0.5 + 0.15 + 0.04, 0.3 + 0.08])]
+    assert log_rest(logp_Nm).exp().tolist() == pytest.approx([0.2])
+    assert log_rest(torch.tensor([[0.0]])).tolist() == [-torch.inf]
+
+
+def test_shares_of_reference_returns_become_soft_optimal_values():
+    """Minimising the cross-entropy gives tau log mean exp(R / tau), as `log_mean_exp_return` computes it."""
+    return_N = torch.tensor([0.0, 0.2, 0.9, 0.3], dtype=torch.float64)
+    logit = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logit], max_iter=200, tolerance_grad=1e-14, tolerance_change=1e-16)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        share_NK = logit.sigmoid().expand(4, 1)
+        loss = soft_return_losses(share_NK, return_N, 0.1, 1.0).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    value = 1.0 + 0.1 * float(logit.sigmoid().log())
+    assert value == pytest.approx(float(log_mean_exp_return(return_N[None], 0.1)), abs=1e-6)

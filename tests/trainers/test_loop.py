@@ -93,7 +93,8 @@ def test_the_member_with_the_highest_gain_in_the_set_is_planned_with(model: str,
 
 def test_advantages_pay_for_what_an_action_costs(model: str, tmp_path: Path) -> None:
     gain = {"unit": "token", "per_unit": 0.5, "per_episode": 2.0, "span": 3.0}
-    learner, algorithm = make_with_critic(loop_config(model, algorithm={"gain": gain, "plan": {"kind": "argmax_J"}}), tmp_path)
+    settings = {"gain": gain, "plan": {"kind": "argmax_J"}}
+    learner, algorithm = make_with_critic(loop_config(model, algorithm=settings), tmp_path)
     critic = learner.critic
     critic.gain_K = torch.full((4,), 0.3, dtype=torch.float64)
     batch = algorithm.prepare(SAMPLES, learner)

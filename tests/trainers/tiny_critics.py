@@ -24,11 +24,13 @@ def optimistic_config(
     model: str, schema: type[OptimisticActorCriticConfig] = OptimisticActorCriticConfig, **changes: Any
 ) -> OptimisticActorCriticConfig:
     """Chunks of three tokens; `changes` replace whole sections, of `algorithm` single fields."""
+    given = changes.pop("algorithm", {})
+    views = {} if "preset" in given else {"actions": {"chunk_tokens": 3, "bounds": [0.0, 1.0]}}
     algorithm = {
-        "actions": {"chunk_tokens": 3, "bounds": [0.0, 1.0]},
+        **views,
         "ensemble": {"updates": 4, "episodes": 16, "members": 4},
         "switch": {"features": 8, "nats": 1e-3, "min_steps": 1},
-        **changes.pop("algorithm", {}),
+        **given,
     }
     batch = {"steps": 4, "prompts_per_step": 8, "tokens_per_micro_batch": 128, "max_grad_norm": 1e9}
     sections = {"algorithm": algorithm, "batch": batch, "guards": {"ratio_tolerance": 1e9}} | changes
