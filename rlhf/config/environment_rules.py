@@ -74,8 +74,8 @@ def _masks(config: Any) -> list[str]:
     if not masks or not isinstance(config.environment, NumberGuessingEnvironmentConfig):
         return []
     return [
-        "algorithm.mask_truncated leaves out sessions that are cut, and number_guessing never ends one by itself: every "
-        "session would be left out; set algorithm.mask_truncated to false"
+        "algorithm.mask_truncated leaves out sessions that are cut, and number_guessing never ends one by itself: "
+        "every session would be left out; set algorithm.mask_truncated to false"
     ]
 
 

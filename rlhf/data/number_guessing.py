@@ -42,7 +42,8 @@ def _canonical(problem: Problem) -> str:
 
 def _problem(numbers: int, drift: int, session: int) -> Problem:
     question = (
-        f"Guess my number from 1 to {numbers}. Answer with only a number. I say higher, lower or right. {_after(drift)}"
+        f"Guess my number from 1 to {numbers}. Answer with only the number, for example {(numbers + 1) // 2 + 1}. "
+        f"I say higher, lower or right. {_after(drift)}"
     )
     return Problem(question, {"session": session, "numbers": numbers, "drift": drift})
 

@@ -83,8 +83,8 @@ class Sample:
         check_turns(self.turns, len(self.completion_ids), f"sample {self.id!r}")
         if len(self.turn_rewards) != len(self.turns):
             raise ValueError(
-                f"sample {self.id!r}: {len(self.turns)} turns but {len(self.turn_rewards)} turn rewards (completion has "
-                f"{len(self.completion_ids)} ids)"
+                f"sample {self.id!r}: {len(self.turns)} turns but {len(self.turn_rewards)} turn rewards "
+                f"({len(self.completion_ids)} completion ids)"
             )
 
     @property

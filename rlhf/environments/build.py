@@ -17,15 +17,13 @@ def build_environment(config: EnvironmentConfig) -> Environment:
     try:
         environment = make()
     except Exception as error:
-        raise EnvironmentFailure(f"environment {config.path!r}: making it raised {_said(error)}") from error
+        raise EnvironmentFailure(
+            f"environment {config.path!r}: making it raised {type(error).__name__}: {error}"
+        ) from error
     missing = [name for name in ("start", "answer") if not callable(getattr(environment, name, None))]
     if missing:
         raise EnvironmentFailure(
-            f"environment {config.path!r} makes a {type(environment).__name__} without {' and '.join(missing)}: it needs "
-            "start(prompt, seed) and answer(state, text), see docs/environments.md"
+            f"environment {config.path!r} makes a {type(environment).__name__} without {' and '.join(missing)}: it "
+            "needs start(prompt, seed) and answer(state, text), see docs/environments.md"
         )
     return environment
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -6,7 +6,7 @@ a small dynamic programme over (interval, turns left). Guessing at random, witho
 """
 
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 
 Interval = tuple[int, int]
 
@@ -29,7 +29,7 @@ def after_a_find(secret: int, numbers: int, drift: int) -> Interval:
 
 @lru_cache(maxsize=16)
 def _solver(numbers: int, drift: int):
-    @lru_cache(maxsize=None)
+    @cache
     def solve(interval: Interval, turns: int) -> tuple[Fraction, int]:
         """(expected reward, guess)."""
         low, high = interval

@@ -55,7 +55,7 @@ def _cut(sequences: Sequence[TrainingSequence], members: list[int], token_budget
     """A group's members, longest first, as parts of (forwarded tokens, members) within the budget."""
     parts: list[tuple[int, list[int]]] = []
     # empty completions last: they forward no prompt, so one that is first in a part would hide the prompt of the next
-    ordered = sorted(members, key=lambda index: (not sequences[index].completion_ids, -sequences[index].forwarded, index))
+    ordered = sorted(members, key=lambda i: (not sequences[i].completion_ids, -sequences[i].forwarded, i))
     for index in ordered:
         own, sequence = sequences[index].forwarded, sequences[index]
         prompt = len(sequence.prompt_ids) if sequence.completion_ids else 0

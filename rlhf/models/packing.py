@@ -25,8 +25,8 @@ class PackedBatch:
     """T forwarded tokens and N target tokens, the latter in order of sequence, then position.
 
     `hidden_index_N[n]` is the forwarded token whose final hidden state predicts `target_N[n]`, and `sequence_N[n]` the
-    index of its sequence in `sequences`. `lengths` are the sequences' numbers of targets: completion tokens, of dialogues
-    the assistant's.
+    index of its sequence in `sequences`. `lengths` are the sequences' numbers of targets: completion tokens, and of
+    dialogues the assistant's.
     The plain padded path rebuilds its batch from `sequences`.
     """
 
@@ -57,9 +57,10 @@ class PackedBatch:
 def pack(sequences: Sequence[TrainingSequence], *, share_prompts: bool = True) -> PackedBatch:
     """The packed batch of `sequences`.
 
-    Of a completion, what comes before its last target is forwarded: the rest predicts nothing. Sequences with an empty completion have no targets
-    and are not forwarded. No targets at all give a batch of one dummy token with N = 0, which still runs the whole
-    model: every rank takes part in every collective operation of a sharded forward and backward pass.
+    Of a completion, what comes before its last target is forwarded: the rest predicts nothing. Sequences with an empty
+    completion have no targets and are not forwarded. No targets at all give a batch of one dummy token with N = 0,
+    which still runs the whole model: every rank takes part in every collective operation of a sharded forward and
+    backward pass.
     """
     row = _Row()
     # target positions by sequence; filled group by group, read in order of sequence

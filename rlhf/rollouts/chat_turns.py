@@ -49,7 +49,7 @@ class ChatTurns:
             whole = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         except (TemplateError, ValueError, TypeError) as error:
             raise DataError(f"environment: the chat template does not accept a dialogue: {error}") from error
-        before, found, behind = whole.partition(_PROBE)
+        _, found, behind = whole.partition(_PROBE)
         if not found or _PROBE in behind or (self.end_text and self.end_text not in behind):
             raise DataError(
                 "environment: the chat template changes or repeats what the model wrote, so the text between two turns "

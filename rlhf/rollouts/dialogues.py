@@ -14,11 +14,11 @@ from rlhf.data.types import Sample
 from rlhf.environments.build import build_environment
 from rlhf.environments.protocol import Environment, EnvironmentFailure, Reply, State
 from rlhf.rollouts.chat_turns import ChatTurns
-from rlhf.rollouts.engine import Request
+from rlhf.rollouts.engine import Engine, Request
 
 
 class Sampler(Protocol):
-    """The part of an engine that samples."""
+    """What makes samples: an engine, or an environment on one."""
 
     def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]: ...
 
@@ -35,11 +35,11 @@ class Dialogues:
         self.config, self.chat = config, ChatTurns(tokenizer)
         self.environment = environment or build_environment(config)
 
-    def on(self, engine: Sampler) -> "DialogueSampler":
+    def on(self, engine: Engine) -> "DialogueSampler":
         """A sampler whose samples are sessions on `engine`."""
         return DialogueSampler(self, engine)
 
-    def play(self, engine: Sampler, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
+    def play(self, engine: Engine, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
         """One session for each request, in order: `Sample.turns`, `turn_rewards` and `messages` are set.
 
         Each turn is one call of the engine with all sessions that go on; `sampling.max_tokens` is of a turn. The tokens
@@ -53,7 +53,7 @@ class Dialogues:
             live = [session for session in sessions if not session.done]
             if not live:
                 break
-            answers = engine.generate([session.request_of(turn) for session in live], sampling)
+            answers = engine.generate([session.request_of(turn) for session in live], sampling, continues=turn > 0)
             for session, answer in zip(live, answers, strict=True):
                 self._take_turn(session, answer)
         return [session.sample() for session in sessions]
@@ -62,8 +62,8 @@ class Dialogues:
         prompt = request.prompt
         if isinstance(prompt.text, str):
             raise DataError(
-                f"prompt {prompt.id!r} is plain text, and an environment answers in a conversation: set data.as_chat to "
-                "true, or give prompts as messages"
+                f"prompt {prompt.id!r} is plain text, and an environment answers in a conversation: set data.as_chat "
+                "to true, or give prompts as messages"
             )
         session = _Session(request)
         seed = derive_seed(request.seed, "environment")
@@ -82,7 +82,8 @@ class Dialogues:
             if len(ids) > self.config.max_reply_tokens:
                 raise EnvironmentFailure(
                     f"{session.place}: the environment's answer has {len(ids)} tokens with the chat template, and "
-                    f"environment.max_reply_tokens is {self.config.max_reply_tokens}: raise it, or answer in fewer words"
+                    f"environment.max_reply_tokens is {self.config.max_reply_tokens}: raise it, or answer in fewer "
+                    "words"
                 )
         session.add(answer, reply, ids)
 
@@ -92,7 +93,7 @@ class DialogueSampler:
     """Sessions on one engine; stands where an engine samples."""
 
     dialogues: Dialogues
-    engine: Sampler
+    engine: Engine
 
     def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
         """See `Dialogues.play`."""

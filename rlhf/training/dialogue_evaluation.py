@@ -27,8 +27,9 @@ class DialogueEvaluator:
         self.dialogues, self.sampling, self.seed = dialogues, sampling, seed
 
     def evaluate(self, engine: Engine, step: int) -> list[dict[str, Any]]:
-        """One line: `step`, `name`, `reward_per_turn` with its 95 % interval `low` and `high`, `reward_per_session`, `n`
-        sessions and their `turns`, `mean_tokens` of the model in a session, `truncated_share`. There is no accuracy."""
+        """One line: `step`, `name`, `reward_per_turn` with its 95 % interval `low` and `high`, `reward_per_session`,
+        `n` sessions and their `turns`, `mean_tokens` of the model in a session, `truncated_share`. There is no
+        accuracy."""
         requests = make_requests(self.prompts, 1, self.seed, -1)
         samples = self.dialogues.play(engine, requests, self.sampling) if requests else []
         rows = gather_lists([(math.fsum(s.turn_rewards), len(s.turns), s.own_tokens, s.truncated) for s in samples])
@@ -48,9 +49,9 @@ class DialogueEvaluator:
 def reward_per_turn(rewards: Sequence[float], turns: Sequence[int]) -> tuple[float, float, float]:
     """(sum of rewards / sum of turns, low, high) over sessions: a ratio estimate with its 95 % interval.
 
-    Turns of a session depend on each other, so the interval counts sessions: with r the ratio and e_i = R_i - r T_i, the
-    variance of r is n / (n - 1) sum e_i^2 / (sum T_i)^2 (Cochran 1977, Sampling Techniques, eq. 2.39, without the finite
-    population's correction). NaN for no sessions, and bounds of NaN for a single one.
+    Turns of a session depend on each other, so the interval counts sessions: with r the ratio and e_i = R_i - r T_i,
+    the variance of r is n / (n - 1) sum e_i^2 / (sum T_i)^2 (the ratio estimator's, Cochran 1977, Sampling Techniques,
+    section 2.11, without the finite population's correction). NaN for no sessions, and bounds of NaN for a single one.
     """
     total, count = sum(turns), len(turns)
     if not total:
