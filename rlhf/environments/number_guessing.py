@@ -37,12 +37,12 @@ class NumberGuessing:
         """Judges the first whole number of the text."""
         guess = first_number(text)
         if guess is None:
-            return Reply("a number, please", state=state)
+            return Reply("number?", state=state)
         if guess != state.secret:
             return Reply("higher" if guess < state.secret else "lower", state=state)
         secret = next_secret(state.session, state.game + 1, state.secret, state.numbers, state.drift)
         following = Session(state.session, state.numbers, state.drift, state.game + 1, secret)
-        return Reply("right, next number", reward=1.0, state=following)
+        return Reply("right, next", reward=1.0, state=following)
 
 
 def first_number(text: str) -> int | None:

@@ -26,7 +26,7 @@ from rlhf.training.plots import by_figure, draw_evaluations
 from rlhf.training.progress import accuracy_lines, dialogue_text
 from tests.environments.sessions import dialogue_samples, own_mask
 from tests.processes import RECIPE, ROOT, output_of, start
-from tests.tiny_runs import save_tiny_model, tiny_config
+from tests.tiny_runs import EVEN_TOKENS, save_tiny_model, tiny_config
 from tests.trainers.restarts import check_restart
 
 STEPS = 4
@@ -34,8 +34,8 @@ KILLED_RUN = ROOT / "tests" / "invariants" / "killed_run.py"
 SESSIONS: dict[str, Any] = {
     "data": {"type": "number_guessing", "numbers": 4, "max_prompt_tokens": 96},
     "environment": {"type": "number_guessing", "turns": 3},
-    # random models find nothing: lengths give them something to learn
-    "rewards": {"functions": [{"type": "environment"}, {"type": "repetition", "ngram": 1}]},
+    # random models find nothing: even ids give them something to learn
+    "rewards": {"functions": [{"type": "environment"}, {"type": "callable", "path": f"{EVEN_TOKENS}:even_share"}]},
     "sampling": {"samples_per_prompt": 4, "max_tokens": 4},
 }
 
@@ -107,7 +107,7 @@ def test_shipped_recipes(recipe: str) -> None:
     assert len(source[0].token_ids) <= config.data.max_prompt_tokens
     # every answer of the environment fits, with the chat template and the end of a turn that was cut
     chat = Dialogues(config.environment, load_tokenizer(config.model)).chat
-    for reply in ("higher", "lower", "right, next number", "a number, please"):
+    for reply in ("higher", "lower", "right, next", "number?"):
         assert len(chat.between(reply, (5,))) <= config.environment.max_reply_tokens
 
 
@@ -155,8 +155,8 @@ def test_evaluations_of_both_kinds_stand_side_by_side() -> None:
 
 
 def test_a_dialogue_as_text() -> None:
-    text = dialogue_text(("5", "higher", "6\n", "right, next number"), (0.0, 1.0))
-    assert text == "model: 5\nenvironment: higher\nmodel: 6⏎   [+1]\nenvironment: right, next number"
+    text = dialogue_text(("5", "higher", "6\n", "right, next"), (0.0, 1.0))
+    assert text == "model: 5\nenvironment: higher\nmodel: 6⏎   [+1]\nenvironment: right, next"
 
 
 @pytest.mark.slow

@@ -1,11 +1,17 @@
 """Sessions that cannot be are refused with the remedy, and whole dialogues are planned for."""
 
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from rlhf.config.capo import CAPOConfig
 from rlhf.config.dry_run import batch_table
+from rlhf.config.grpo import GRPOConfig
 from rlhf.config.lengths import most_completion_tokens, most_own_tokens
 from rlhf.config.memory_plan import memory_plan, micro_batch_tokens
 from rlhf.config.mining import MiningConfig
@@ -13,6 +19,7 @@ from rlhf.config.model_shapes import find_shape
 from rlhf.config.ppo import PPOConfig
 from rlhf.config.rules import longest_sequence
 from rlhf.config.vpo import VPOConfig
+from rlhf.data.types import Prompt
 from tests.tiny_runs import tiny_config
 
 GAME = {"type": "number_guessing"}
@@ -59,6 +66,28 @@ def test_refused_by_recipes_that_learn_from_single_answers() -> None:
         MiningConfig.model_validate({"model": {"path": "x"}, "data": GAME})
     with pytest.raises(ValueError, match=r"can earn 8: set algorithm.critic.bounds to \[0, 8\]"):
         config_of(PPOConfig)
+
+
+def test_the_page_s_example_is_one() -> None:
+    """Its settings load, and its environment is played as it says."""
+    page = (Path(__file__).parents[2] / "docs/environments.md").read_text(encoding="utf-8")
+    (settings,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    config = GRPOConfig.model_validate({"model": {"path": "x"}} | yaml.safe_load(settings))
+    assert (config.environment.path, config.environment.turns) == ("my_env.py:Letters", 10)
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    # dataclasses look for the module of their class
+    module = ModuleType("my_env")
+    sys.modules["my_env"] = module
+    try:
+        exec(compile(code, "docs/environments.md", "exec"), module.__dict__)
+    finally:
+        del sys.modules["my_env"]
+    letters = module.Letters()
+    first = letters.answer(letters.start(Prompt("w:0", (1,), "?", {"answer": "cat"}), 0), " t")
+    assert (first.text, first.reward, first.done) == ("yes", -0.01, False)
+    assert letters.answer(first.state, "x").text == "no"
+    last = letters.answer(first.state, "a cat")
+    assert (last.reward, last.done) == (1.0, True)
 
 
 def test_accepted() -> None:
