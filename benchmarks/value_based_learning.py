@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import comparison, table
 from peers.recipe_runs import ROOT, finished_run
+
 from rlhf.data import arithmetic
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.statistics import wilson_interval
@@ -167,10 +168,10 @@ def read_outcome(folder: RunFolder, *, is_session: bool) -> Outcome:
     figures: dict[str, float] = {}
     right = None
     if is_session:
-        figures["reward per turn, late"] = mean("dialogues/reward_per_turn", late)
-        figures["turns a session, late"] = mean("dialogues/turns", late)
-        figures["held-out reward per turn"] = float(evaluations[-1]["figures"]["reward_per_turn"]["value"])
-        curve = [float(record["dialogues/reward_per_turn"]) for record in metrics]
+        figures["held-out reward per turn"] = float(evaluations[-1]["reward_per_turn"])
+        figures["reward per turn, late"] = mean("dialogue/reward_per_turn", late)
+        figures["turns a session, late"] = mean("dialogue/turns_mean", late)
+        curve = [float(record["dialogue/reward_per_turn"]) for record in metrics]
     else:
         right = int(evaluations[-1]["right"])
         figures["held-out right, %"] = 100 * float(evaluations[-1]["accuracy"])

@@ -59,6 +59,24 @@ def one_step_targets(reward_A: Tensor, end_value_SK: Tensor, actions: ActionView
     return (reward_A.unsqueeze(1) + end_value_SK[actions.next_state_A]).detach()
 
 
+def trace_targets(reward_AK: Tensor, end_value_SK: Tensor, actions: ActionView, decay: float) -> Tensor:
+    """lambda-returns y_a = r_a + (1 - lambda) V(s') + lambda y_(a+1), (A, K), without gradient; V alone behind a
+    completion's last action. 0 gives `one_step_targets`, 1 what was earned from there on, plus V where it was cut.
+
+    Raises ValueError for a decay outside [0, 1].
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"the decay of the trace must be in [0, 1], got {decay}")
+    after_AK = end_value_SK[actions.next_state_A].detach()
+    target_AK = reward_AK.detach() + after_AK
+    last_B, count_B = actions.last_action_B, actions.actions_B
+    for back in range(1, int(count_B.max()) if decay > 0 else 1):
+        action_n = (last_B - back)[count_B > back]
+        mixed_nK = (1 - decay) * after_AK[action_n] + decay * target_AK[action_n + 1]
+        target_AK[action_n] = reward_AK[action_n].detach() + mixed_nK
+    return target_AK
+
+
 def path_residuals(
     value_SK: Tensor,
     end_value_SK: Tensor,

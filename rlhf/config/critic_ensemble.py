@@ -46,6 +46,10 @@ class EnsembleConfig(Section):
     expectile: float = Field(0.9, ge=0.5, lt=1)
     """Target expectile: above one half values lean to the best of what was seen. 0.7 where the environment is random,
     whose luck it would count as skill."""
+    trace_decay: float = Field(1.0, ge=0, le=1)
+    """Target expectile: lambda of the returns that are regressed on. 1: what was earned from a state on. Below,
+    targets bootstrap; but next to no state of a text is seen twice, so there is nothing to stitch together, and the
+    expectile takes the values' own noise for the best of what was tried, anew at each action."""
     temperature: float = Field(0.05, gt=0)
     """Targets soft and mc_ref: tau, the KL coefficient of the optimum that is aimed at."""
     candidates: int = Field(32, ge=1)

@@ -45,6 +45,20 @@ class CountdownConfig(PromptFormat):
     """How many prompts an epoch has."""
 
 
+class NumberGuessingConfig(PromptFormat):
+    """Generated sessions of number guessing: `Guess my number from 1 to 8. ...` Needs `environment.type:
+    number_guessing`, which answers."""
+
+    type: Literal["number_guessing"] = "number_guessing"
+    numbers: int = Field(8, ge=2, le=1000)
+    """Numbers from 1 to this."""
+    drift: int = Field(1, ge=0)
+    """How far the next number of a session may be from the last; 0: it stays. A policy that remembers needs fewer
+    guesses."""
+    size: int = Field(100_000, ge=1)
+    """How many sessions an epoch has."""
+
+
 class RowsConfig(PromptFormat):
     """Rows of the hub, or of local files."""
 
@@ -89,7 +103,9 @@ class DatasetConfig(RowsConfig):
         return self
 
 
-PromptSourceConfig = Annotated[ArithmeticConfig | CountdownConfig | DatasetConfig, Field(discriminator="type")]
+PromptSourceConfig = Annotated[
+    ArithmeticConfig | CountdownConfig | NumberGuessingConfig | DatasetConfig, Field(discriminator="type")
+]
 
 
 class PreferencesConfig(RowsConfig):

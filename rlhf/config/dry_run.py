@@ -6,6 +6,7 @@ import os
 import shutil
 from typing import Any, Literal
 
+from rlhf.config.lengths import most_completion_tokens
 from rlhf.config.loading import to_yaml
 from rlhf.config.memory_plan import memory_plan
 from rlhf.config.model_shapes import UnknownShape, find_shape
@@ -38,7 +39,7 @@ def batch_table(config: Any, world_size: int) -> str:
     }
     lines = [f"{'':<28}{'prompts':>9}{'samples':>9}{'completion tokens':>20}{'trained-on tokens':>20}"]
     for name, prompts in prompts_each.items():
-        completion = prompts * group * config.sampling.max_tokens
+        completion = prompts * group * most_completion_tokens(config)
         lines.append(
             f"{name:<28}{prompts:>9,}{prompts * group:>9,}{completion:>20,}{_forward_tokens(config, prompts):>20,}"
         )
@@ -51,7 +52,7 @@ def batch_table(config: Any, world_size: int) -> str:
         else "each prompt with each completion"
     )
     lines += [
-        f"token columns are upper limits (max_prompt_tokens, max_tokens); trained on: {kind}",
+        f"token columns are upper limits (max_prompt_tokens, max_tokens{_of_dialogues(config)}); trained on: {kind}",
         f"micro-batches per optimizer step and rank: at most about {micro_batches:,} of {budget:,} tokens",
         f"optimizer steps per rollout step: {batch.minibatches} minibatches x {batch.epochs} epochs = "
         f"{optimizer_steps}",
@@ -92,11 +93,16 @@ def planned_device() -> Literal["cpu", "cuda"]:
     return "cuda" if shutil.which("nvidia-smi") and not is_hidden and not is_cpu_asked else "cpu"
 
 
+def _of_dialogues(config: Any) -> str:
+    environment = config.environment
+    return "" if environment is None else f" + max_reply_tokens for {environment.turns} turns"
+
+
 def _forward_tokens(config: Any, prompts: int) -> int:
     """Tokens that the learner forwards for `prompts` prompts, at most."""
     prompt, completion, group = (
         config.data.max_prompt_tokens,
-        config.sampling.max_tokens,
+        most_completion_tokens(config),
         config.completions_per_prompt,
     )
     if config.model.attention == "packed":

@@ -55,7 +55,7 @@ def _section_lines(name: str, field: FieldInfo) -> list[str]:
         only = next(iter(choices.values()))
         return [f"{name}: {_summary(only)}", *_field_lines(only, f"{name}.", "  ")]
     default = s.default_type(field)
-    remark = f"default {default}" if default else "required"
+    remark = f"default {default}" if default else "none by default" if s.has_default(field) else "required"
     lines = [f"{name}: one of {', '.join(str(choice) for choice in choices)} ({remark})"]
     for choice, variant in choices.items():
         lines += [f"  {name}.type = {choice}: {_summary(variant)}", *_field_lines(variant, f"{name}.", "    ")]

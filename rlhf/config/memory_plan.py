@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlhf.config.lengths import most_completion_tokens
 from rlhf.config.model_shapes import ModelShape
 from rlhf.config.optimizer_memory import residual_bytes, state_bytes, trained_tensors
 from rlhf.config.rollouts import VllmEngineConfig
@@ -98,7 +99,7 @@ def micro_batch_tokens(config: Any, world_size: int) -> int:
     prompts = max(1, config.batch.prompts_per_step // (world_size * config.batch.minibatches))
     prompt, completion, group = (
         config.data.max_prompt_tokens,
-        config.sampling.max_tokens,
+        most_completion_tokens(config),
         config.sampling.samples_per_prompt,
     )
     if config.model.attention == "packed":
@@ -166,7 +167,7 @@ def _engine(config: Any, shape: ModelShape, world_size: int, device: str) -> lis
     at_once = engine.max_num_seqs if isinstance(engine, VllmEngineConfig) else engine.max_rows
     prompts = max(1, config.batch.prompts_per_step // world_size)
     rows = min(at_once, prompts * config.sampling.samples_per_prompt)
-    length = config.data.max_prompt_tokens + config.sampling.max_tokens
+    length = config.data.max_prompt_tokens + most_completion_tokens(config)
     amount = rows * length * 2 * shape.layers * shape.kv_width * b
     formula = f"{rows} completions x {length:,} tokens"
     if isinstance(engine, VllmEngineConfig):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.data import PromptSourceConfig
+from rlhf.config.data import NumberGuessingConfig, PromptSourceConfig
 from rlhf.config.model import ModelConfig
 from rlhf.config.rewards import RewardsConfig
 from rlhf.config.rollouts import EngineConfig, SamplingConfig, VllmEngineConfig
@@ -29,6 +29,15 @@ class MiningConfig(Section):
     """Prompts between two writes: what an interruption loses at most."""
     split: Literal["train", "held_out"] = "train"
     """Which half of a generated task; a dataset has the split that `data.split` says."""
+
+    @model_validator(mode="after")
+    def _refuse_sessions(self) -> "MiningConfig":
+        if isinstance(self.data, NumberGuessingConfig):
+            raise ValueError(
+                "data.type = number_guessing: preferences are of single answers, and its prompts begin sessions of "
+                "many; choose other prompts, or learn from sessions with recipes/grpo.py or recipes/ppo.py"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_what_makes_no_pairs(self) -> "MiningConfig":

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rlhf.config.environments import EnvironmentConfig
 from rlhf.config.evaluation import EvaluationConfig
 from rlhf.config.model import ModelConfig
 from rlhf.config.optimizer import AdamWConfig, OptimizerConfig, ScheduleConfig
@@ -20,6 +21,7 @@ class RecipeConfig(Section):
     rewards: RewardsConfig = RewardsConfig()
     engine: EngineConfig = VllmEngineConfig()
     sampling: SamplingConfig = SamplingConfig()
+    environment: EnvironmentConfig | None = None
     algorithm: Any
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = AdamWConfig()

@@ -67,6 +67,12 @@ class SoftOverlongConfig(RewardFunctionConfig):
         return self
 
 
+class EnvironmentRewardConfig(RewardFunctionConfig):
+    """What the environment paid, summed over the turns of the session."""
+
+    type: Literal["environment"] = "environment"
+
+
 class CallableConfig(RewardFunctionConfig):
     """A user's function with TRL's signature `f(prompts, completions, **columns) -> list[float | None]`, sync or
     async."""
@@ -111,6 +117,11 @@ class RewardModelConfig(RewardFunctionConfig):
     """Run Python code that comes with the checkpoint."""
 
 
+def environment_weight(config: "RewardsConfig") -> float:
+    """What a reward of the environment counts in the sum of rewards; 0 where it is no part of it."""
+    return sum(function.weight for function in config.functions if isinstance(function, EnvironmentRewardConfig))
+
+
 RewardConfig = Annotated[
     CorrectnessConfig
     | FormatConfig
@@ -119,6 +130,7 @@ RewardConfig = Annotated[
     | SoftOverlongConfig
     | RewardModelConfig
     | JudgeConfig
+    | EnvironmentRewardConfig
     | CallableConfig,
     Field(discriminator="type"),
 ]

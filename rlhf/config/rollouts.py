@@ -13,7 +13,7 @@ class SamplingConfig(Section):
     samples_per_prompt: int = Field(8, ge=1)
     """Completions per prompt (the group size)."""
     max_tokens: int = Field(256, ge=1)
-    """Longest completion in tokens."""
+    """Longest completion in tokens; with an environment, of one turn."""
     temperature: float = Field(1.0, ge=0)
     """Softmax temperature; 0 is greedy. The learner scores at the same temperature."""
     top_p: float = Field(1.0, gt=0, le=1)

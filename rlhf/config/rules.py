@@ -4,6 +4,8 @@ import importlib.util
 from typing import Any
 
 from rlhf.config.data import ARITHMETIC_HELD_OUT, ArithmeticConfig, DatasetConfig, RowsConfig
+from rlhf.config.environment_rules import environment_contradictions
+from rlhf.config.lengths import most_completion_tokens, most_own_tokens
 from rlhf.config.optimizer import AdamW8bitConfig, FrugalConfig, libraries_of
 from rlhf.config.optimizer_memory import MIN_SPLIT_DIM
 from rlhf.config.rewards import CorrectnessConfig, SoftOverlongConfig
@@ -22,7 +24,7 @@ def shared_contradictions(config: Any) -> list[str]:
     """Those that every trainer has, whatever its algorithm."""
     return [
         *_batch(config), *_optimizer(config), *_temperature(config), *_rewards(config), *_evaluation(config),
-        *_lengths(config),
+        *_lengths(config), *environment_contradictions(config),
     ]  # fmt: skip
 
 
@@ -131,11 +133,12 @@ def _rewards(config: Any) -> list[str]:
                 f"{place} (correctness) needs the gold answers of {config.data.path}: set data.answer_field to "
                 "their field"
             )
-        if isinstance(function, SoftOverlongConfig) and function.max_tokens > config.sampling.max_tokens:
+        if isinstance(function, SoftOverlongConfig) and function.max_tokens > most_own_tokens(config):
+            turns = "" if config.environment is None else f" x {config.environment.turns} turns"
             problems.append(
                 f"{place}.max_tokens = {function.max_tokens} is above sampling.max_tokens = "
-                f"{config.sampling.max_tokens}, so the full punishment is never reached: "
-                f"set {place}.max_tokens to {config.sampling.max_tokens} or less"
+                f"{config.sampling.max_tokens}{turns}, so the full punishment is never reached: "
+                f"set {place}.max_tokens to {most_own_tokens(config)} or less"
             )
     return problems
 
@@ -149,7 +152,8 @@ def _keep_best(config: Any) -> list[str]:
     known = config.evaluation.sets
     if not name.startswith("evaluation/") or name.removeprefix("evaluation/").rpartition("/")[0] in known:
         return []
-    choice = f"set it to evaluation/{known[0]}/accuracy" if known else "set evaluation.prompts or evaluation.benchmarks"
+    figure = "accuracy" if config.environment is None or known[:1] != ["held_out"] else "reward_per_turn"
+    choice = f"set it to evaluation/{known[0]}/{figure}" if known else "set evaluation.prompts or evaluation.benchmarks"
     return [f"checkpoint.keep_best = {name} is not measured: evaluated are {', '.join(known) or 'no sets'}; {choice}"]
 
 
@@ -170,7 +174,7 @@ def _held_out(config: Any) -> list[str]:
             f"evaluation.prompts = {evaluation.prompts}, and level {source.level} of arithmetic holds {held_out} "
             f"problems out: set evaluation.prompts to {held_out} or less, or {name}.level higher"
         ]
-    if isinstance(evaluation.data, DatasetConfig) and not evaluation.data.answer_field:
+    if isinstance(evaluation.data, DatasetConfig) and not evaluation.data.answer_field and config.environment is None:
         return [
             f"evaluation.data needs the gold answers of {evaluation.data.path}: set evaluation.data.answer_field "
             "to their field"
@@ -179,11 +183,12 @@ def _held_out(config: Any) -> list[str]:
 
 
 def longest_sequence(config: Any) -> int:
-    """Prompt plus completion tokens that the engine must hold, in training and on held-out prompts."""
-    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
+    """Prompt plus completion tokens, or those of a dialogue, that the engine must hold, in training and on held-out
+    prompts."""
+    longest = config.data.max_prompt_tokens + most_completion_tokens(config)
     if config.evaluation.prompts > 0:
         source = config.evaluation.data or config.data
-        longest = max(longest, source.max_prompt_tokens + config.evaluation.max_tokens)
+        longest = max(longest, source.max_prompt_tokens + most_completion_tokens(config, config.evaluation.max_tokens))
     return longest
 
 
@@ -192,15 +197,21 @@ def _lengths(config: Any) -> list[str]:
     if isinstance(engine, VllmEngineConfig) and engine.max_model_len is not None and engine.max_model_len < longest:
         return [
             f"engine.max_model_len = {engine.max_model_len} is below the longest prompt plus completion, "
-            f"max_prompt_tokens + max_tokens = {longest}, in training or evaluation: raise it to {longest}, or omit it"
+            f"{_sum_of_lengths(config)} = {longest}, in training or evaluation: raise it to {longest}, or omit it"
         ]
     return []
+
+
+def _sum_of_lengths(config: Any) -> str:
+    if config.environment is None:
+        return "max_prompt_tokens + max_tokens"
+    return f"max_prompt_tokens + {config.environment.turns} turns x (max_tokens + max_reply_tokens)"
 
 
 def remarks(config: Any) -> list[str]:
     """What is legal but may surprise; shown by `--dry-run`."""
     notes: list[str] = []
-    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
+    longest = config.data.max_prompt_tokens + most_completion_tokens(config)
     if config.batch.tokens_per_micro_batch < longest:
         notes.append(
             f"batch.tokens_per_micro_batch = {config.batch.tokens_per_micro_batch} is below the longest prompt "

@@ -172,6 +172,11 @@ def _mode(config: VPOConfig) -> list[str]:
     if is_dataset != (algorithm.mode == "offline"):
         remedy = "algorithm.mode to offline" if is_dataset else "data.type to preferences, or algorithm.mode to online"
         problems.append(f"algorithm.mode = {algorithm.mode} with data.type = {config.data.type}: set {remedy}")
+    if config.environment is not None:
+        problems.append(
+            f"environment.type = {config.environment.type}: preferences are of single answers; remove environment, or "
+            "learn from sessions with recipes/grpo.py or recipes/ppo.py"
+        )
     if algorithm.mode == "online" and config.sampling.samples_per_prompt < 2:
         problems.append(
             f"sampling.samples_per_prompt = {config.sampling.samples_per_prompt} makes no pairs: set it to 2 or more"

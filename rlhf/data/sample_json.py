@@ -27,6 +27,9 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
         "rewards": dict(sample.rewards),
         "reward": sample.reward,
         "verdict": verdict and [verdict.outcome, verdict.extracted, verdict.reason, verdict.timed_out],
+        "turns": sample.turns,
+        "turn_rewards": sample.turn_rewards,
+        "messages": sample.messages,
     }
 
 
@@ -37,4 +40,7 @@ def sample_from_json(record: Mapping[str, Any]) -> Sample:
     prompt["token_ids"] = tuple(prompt["token_ids"])
     record["completion_ids"] = tuple(record["completion_ids"])
     record["logps"] = tuple(record["logps"])
+    record["turns"] = tuple((own, environment) for own, environment in record.get("turns", ()))
+    record["turn_rewards"] = tuple(record.get("turn_rewards", ()))
+    record["messages"] = tuple(record.get("messages", ()))
     return Sample(prompt=Prompt(**prompt), verdict=verdict and Verdict(*verdict), **record)

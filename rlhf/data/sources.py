@@ -11,8 +11,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from rlhf.config.data import ArithmeticConfig, CountdownConfig, DatasetConfig, PromptSourceConfig
-from rlhf.data import arithmetic, countdown
+from rlhf.config.data import (
+    ArithmeticConfig,
+    CountdownConfig,
+    DatasetConfig,
+    NumberGuessingConfig,
+    PromptSourceConfig,
+)
+from rlhf.data import arithmetic, countdown, number_guessing
 from rlhf.data.datasets import read_columns, read_prompt
 from rlhf.data.errors import DataError
 from rlhf.data.formatting import PromptFormatter, Text
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from rlhf.config.evaluation import EvaluationConfig
 
 Split = Literal["train", "held_out"]
+GeneratedConfig = ArithmeticConfig | CountdownConfig | NumberGuessingConfig
 
 ROWS_PER_BATCH = 1_000  # tokenised in one call
 log = logging.getLogger(__name__)
@@ -76,7 +83,7 @@ class GeneratedSource:
 
     def __init__(
         self,
-        config: ArithmeticConfig | CountdownConfig,
+        config: GeneratedConfig,
         tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,
@@ -84,9 +91,9 @@ class GeneratedSource:
         size: int,
     ):
         self._formatter = PromptFormatter(config, tokenizer, as_chat=bool(getattr(tokenizer, "chat_template", None)))
-        self._scorer, self._size = config.type, size
-        kind = f"level{config.level}" if isinstance(config, ArithmeticConfig) else f"{config.numbers}x{config.largest}"
-        self.name = f"{config.type}-{kind}-{split}"
+        self._scorer = "environment" if isinstance(config, NumberGuessingConfig) else config.type
+        self._size = size
+        self.name = f"{config.type}-{_kind(config)}-{split}"
         self._problem = _training(config, seed) if split == "train" else _held_out(config, size, seed).__getitem__
         # the first prompt stands for tokenizer and format, and is checked for length before anything is trained
         first = self[0].token_ids if size else ()
@@ -106,15 +113,25 @@ class GeneratedSource:
         return Prompt(prompt_id, tuple(token_ids), text, problem.columns, self._scorer)
 
 
-def _training(config: ArithmeticConfig | CountdownConfig, seed: int) -> Callable[[int], Problem]:
+def _kind(config: GeneratedConfig) -> str:
+    if isinstance(config, ArithmeticConfig):
+        return f"level{config.level}"
+    return f"{config.numbers}x{config.drift if isinstance(config, NumberGuessingConfig) else config.largest}"
+
+
+def _training(config: GeneratedConfig, seed: int) -> Callable[[int], Problem]:
     if isinstance(config, ArithmeticConfig):
         return partial(arithmetic.training_problem, config.level, seed)
+    if isinstance(config, NumberGuessingConfig):
+        return partial(number_guessing.training_session, config.numbers, config.drift, seed)
     return partial(countdown.training_problem, config.numbers, config.largest, seed)
 
 
-def _held_out(config: ArithmeticConfig | CountdownConfig, size: int, seed: int) -> list[Problem]:
+def _held_out(config: GeneratedConfig, size: int, seed: int) -> list[Problem]:
     if isinstance(config, ArithmeticConfig):
         return arithmetic.held_out_problems(config.level, size, seed)
+    if isinstance(config, NumberGuessingConfig):
+        return number_guessing.held_out_sessions(config.numbers, config.drift, size, seed)
     return countdown.held_out_problems(config.numbers, config.largest, size, seed)
 
 

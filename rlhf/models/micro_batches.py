@@ -6,10 +6,10 @@ from rlhf.models.sequences import TrainingSequence
 
 
 def forwarded_tokens(sequences: Sequence[TrainingSequence]) -> int:
-    """Tokens that `pack` forwards for `sequences`: each distinct prompt once, completions without their last token."""
+    """Tokens that `pack` forwards for `sequences`: each distinct prompt once, completions up to their last target."""
     present = [sequence for sequence in sequences if sequence.completion_ids]
     prompts = {sequence.prompt_ids for sequence in present}
-    return sum(map(len, prompts)) + sum(_own(sequence) for sequence in present)
+    return sum(map(len, prompts)) + sum(sequence.forwarded for sequence in present)
 
 
 def micro_batches(sequences: Sequence[TrainingSequence], token_budget: int) -> list[list[int]]:
@@ -55,16 +55,12 @@ def _cut(sequences: Sequence[TrainingSequence], members: list[int], token_budget
     """A group's members, longest first, as parts of (forwarded tokens, members) within the budget."""
     parts: list[tuple[int, list[int]]] = []
     # empty completions last: they forward no prompt, so one that is first in a part would hide the prompt of the next
-    ordered = sorted(members, key=lambda index: (not sequences[index].completion_ids, -_own(sequences[index]), index))
+    ordered = sorted(members, key=lambda i: (not sequences[i].completion_ids, -sequences[i].forwarded, i))
     for index in ordered:
-        own, sequence = _own(sequences[index]), sequences[index]
+        own, sequence = sequences[index].forwarded, sequences[index]
         prompt = len(sequence.prompt_ids) if sequence.completion_ids else 0
         if parts and parts[-1][0] + own <= token_budget:
             parts[-1] = (parts[-1][0] + own, [*parts[-1][1], index])
         else:
             parts.append((prompt + own, [index]))
     return parts
-
-
-def _own(sequence: TrainingSequence) -> int:
-    return max(0, len(sequence.completion_ids) - 1)

@@ -25,7 +25,8 @@ class PackedBatch:
     """T forwarded tokens and N target tokens, the latter in order of sequence, then position.
 
     `hidden_index_N[n]` is the forwarded token whose final hidden state predicts `target_N[n]`, and `sequence_N[n]` the
-    index of its sequence in `sequences`. `lengths` are the sequences' numbers of targets (their completion lengths).
+    index of its sequence in `sequences`. `lengths` are the sequences' numbers of targets: completion tokens, and of
+    dialogues the assistant's.
     The plain padded path rebuilds its batch from `sequences`.
     """
 
@@ -56,35 +57,37 @@ class PackedBatch:
 def pack(sequences: Sequence[TrainingSequence], *, share_prompts: bool = True) -> PackedBatch:
     """The packed batch of `sequences`.
 
-    The last completion token predicts nothing and is not forwarded. Sequences with an empty completion have no targets
-    and are not forwarded. No targets at all give a batch of one dummy token with N = 0, which still runs the whole
-    model: every rank takes part in every collective operation of a sharded forward and backward pass.
+    Of a completion, what comes before its last target is forwarded: the rest predicts nothing. Sequences with an empty
+    completion have no targets and are not forwarded. No targets at all give a batch of one dummy token with N = 0,
+    which still runs the whole model: every rank takes part in every collective operation of a sharded forward and
+    backward pass.
     """
     row = _Row()
     # target positions by sequence; filled group by group, read in order of sequence
     predicted_from: list[list[int]] = [[] for _ in sequences]
     for prompt_ids, members in _groups(sequences, share_prompts):
         if len(members) == 1:
-            own = sequences[members[0]].completion_ids
-            start = row.append(prompt_ids + own[:-1], position=0)
-            predicted_from[members[0]] = list(
-                range(start + len(prompt_ids) - 1, start + len(prompt_ids) + len(own) - 1)
-            )
+            sequence = sequences[members[0]]
+            start = row.append(prompt_ids + sequence.completion_ids[: sequence.forwarded], position=0)
+            first = start + len(prompt_ids) - 1
+            predicted_from[members[0]] = [first + position for position in sequence.target_positions]
             continue
         prompt_start = row.append(prompt_ids, position=0)
         last = prompt_start + len(prompt_ids) - 1
         for index in members:
-            own = sequences[index].completion_ids[:-1]
+            sequence = sequences[index]
+            own = sequence.completion_ids[: sequence.forwarded]
             start = row.append(own, position=len(prompt_ids), prefix=(prompt_start, len(prompt_ids)))
-            predicted_from[index] = [last, *range(start, start + len(own))]
+            predicted_from[index] = [start + p - 1 if p else last for p in sequence.target_positions]
     if not row.input_ids:
         row.append((0,), position=0)
-    lengths = tuple(len(sequence.completion_ids) for sequence in sequences)
+    lengths = tuple(sequence.targets for sequence in sequences)
+    targets = [s.completion_ids[position] for s in sequences for position in s.target_positions]
     return PackedBatch(
         input_ids_T=torch.tensor(row.input_ids, dtype=torch.long),
         position_ids_T=torch.tensor(row.position_ids, dtype=torch.long),
         hidden_index_N=torch.tensor([t for positions in predicted_from for t in positions], dtype=torch.long),
-        target_N=torch.tensor([t for sequence in sequences for t in sequence.completion_ids], dtype=torch.long),
+        target_N=torch.tensor(targets, dtype=torch.long),
         sequence_N=torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths, dtype=torch.long)),
         lengths=lengths,
         plan=attention_plan(row.segments, len(row.input_ids)),

@@ -33,16 +33,17 @@ def plain_statistics(model: PreTrainedModel, batch: PackedBatch, temperature: fl
     token.
     """
     device = batch.target_N.device
-    rows = [(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in batch.sequences if s.completion_ids]
-    rows = rows or [((0,), 1)]
+    present = [s for s in batch.sequences if s.completion_ids]
+    rows = [(s.prompt_ids + s.completion_ids, [len(s.prompt_ids) - 1 + p for p in s.target_positions]) for s in present]
+    rows = rows or [((0,), [])]
     longest = max(len(ids) for ids, _ in rows)
     input_ids_BS = torch.zeros(len(rows), longest, dtype=torch.long)
     is_token_BS = torch.zeros(len(rows), longest, dtype=torch.long)
     predicted_from: list[int] = []
-    for row, (ids, prompt) in enumerate(rows):
+    for row, (ids, places) in enumerate(rows):
         input_ids_BS[row, : len(ids)] = torch.tensor(ids)
         is_token_BS[row, : len(ids)] = 1
-        predicted_from += range(row * longest + prompt - 1, row * longest + len(ids) - 1)
+        predicted_from += [row * longest + place for place in places]
     logits_BSV = model(input_ids=input_ids_BS.to(device), attention_mask=is_token_BS.to(device), use_cache=False).logits
     index_N = torch.tensor(predicted_from, dtype=torch.long, device=device)
     logits_NV = logits_BSV.flatten(0, 1).index_select(0, index_N)

@@ -6,18 +6,16 @@ after a wall-clock limit.
 
 import asyncio
 import contextvars
-import importlib
-import importlib.util
 import inspect
 import math
 import numbers
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rlhf.data.types import Sample
+from rlhf.data.user_code import UserCodeError, load_callable
 
 RewardFunction = Callable[..., Any]
 
@@ -31,41 +29,17 @@ def load_function(path: str) -> RewardFunction:
 
     Modules are looked for in the working directory too. Raises `RewardError` with the remedy if there is none.
     """
-    location, _, name = path.rpartition(":")
-    if location.endswith(".py"):
-        file = Path(location)
-        spec = importlib.util.spec_from_file_location(file.stem, file) if file.is_file() else None
-        if spec is None or spec.loader is None:
-            raise RewardError(f"reward function {path!r}: there is no file {file.absolute()}")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        module = _import(location, path)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise RewardError(f"reward function {path!r}: {location} has no function {name!r}")
-    return function
-
-
-def _import(name: str, path: str) -> Any:
-    sys.path.insert(0, str(Path.cwd()))
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-            raise  # the user's module exists, and imports one that does not
-        raise RewardError(
-            f"reward function {path!r}: there is no module {name!r} on the import path or in {Path.cwd()}; "
-            "install it, or give a file: path/to/file.py:function"
-        ) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
+        return load_callable(path, "reward function")
+    except UserCodeError as error:
+        raise RewardError(str(error)) from error
 
 
 def trl_arguments(samples: Sequence[Sample], function: RewardFunction | None = None) -> dict[str, list[Any]]:
     """The keyword arguments of TRL's convention, one entry a sample in each list.
 
-    A prompt is a string, or a list of messages; its completion is then `[{"role": "assistant", "content": text}]`.
+    A prompt is a string, or a list of messages; its completion is then `[{"role": "assistant", "content": text}]`, or
+    all messages of a dialogue.
     Columns are the union over the samples, None where a prompt lacks one. Arguments that `function` does not take are
     left out.
     """
@@ -73,7 +47,7 @@ def trl_arguments(samples: Sequence[Sample], function: RewardFunction | None = N
     arguments: dict[str, list[Any]] = {name: [s.prompt.columns.get(name) for s in samples] for name in names}
     arguments["prompts"] = [s.prompt.text for s in samples]
     arguments["completions"] = [
-        s.text if isinstance(s.prompt.text, str) else [{"role": "assistant", "content": s.text}] for s in samples
+        s.text if isinstance(s.prompt.text, str) else conversation(s) for s in samples
     ]
     arguments["completion_ids"] = [list(s.completion_ids) for s in samples]
     if function is not None:
@@ -82,6 +56,12 @@ def trl_arguments(samples: Sequence[Sample], function: RewardFunction | None = N
             taken = {p.name for p in parameters}
             arguments = {name: value for name, value in arguments.items() if name in taken}
     return arguments
+
+
+def conversation(sample: Sample) -> list[dict[str, str]]:
+    """The completion as messages; in a dialogue the environment is the user."""
+    messages = sample.messages or (sample.text,)
+    return [{"role": ("assistant", "user")[i % 2], "content": text} for i, text in enumerate(messages)]
 
 
 def call_all(

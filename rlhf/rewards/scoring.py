@@ -6,6 +6,7 @@ from dataclasses import replace
 from rlhf.config.rewards import (
     CallableConfig,
     CorrectnessConfig,
+    EnvironmentRewardConfig,
     FormatConfig,
     JudgeConfig,
     LengthConfig,
@@ -138,8 +139,10 @@ class RewardScorer:
 
 
 def _built_in(config: RewardConfig, sample: Sample, verdict: Verdict | None) -> float:
-    tokens = len(sample.completion_ids)
+    tokens = sample.own_tokens
     match config:
+        case EnvironmentRewardConfig():
+            return math.fsum(sample.turn_rewards)
         case CorrectnessConfig():
             assert verdict is not None
             return functions.correctness(verdict)
@@ -148,7 +151,7 @@ def _built_in(config: RewardConfig, sample: Sample, verdict: Verdict | None) -> 
         case LengthConfig(target_tokens=target):
             return functions.length(tokens, target)
         case RepetitionConfig(ngram=ngram):
-            return functions.repetition(sample.completion_ids, ngram)
+            return functions.repetition(sample.own(sample.completion_ids), ngram)
         case SoftOverlongConfig(max_tokens=most, buffer_tokens=buffer):
             return functions.soft_overlong(tokens, most, buffer)
     raise TypeError(f"no reward function for {type(config).__name__}")

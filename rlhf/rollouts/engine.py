@@ -28,10 +28,14 @@ class Engine(Protocol):
 
     dtype: torch.dtype
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingConfig, *, continues: bool = False
+    ) -> list[Sample]:
         """Completions in the order of `requests`, not yet graded, with `text` decoded (special tokens dropped).
 
-        The samples of one prompt share its prefill. Raises EngineError when the engine is gone.
+        The samples of one prompt share its prefill. `continues`: the prompts begin with prompts and completions of the
+        call before (the next turn of dialogues), so what is cached of those may be used; it changes float rounding
+        only. Raises EngineError when the engine is gone.
         """
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:

@@ -15,7 +15,7 @@ def default_stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
     ends = set()
     if tokenizer.eos_token_id is not None:
         ends.add(int(tokenizer.eos_token_id))
-    turn = _end_of_turn(tokenizer)
+    turn = end_of_turn(tokenizer)
     if turn is not None:
         ends.add(turn)
     return frozenset(ends)
@@ -26,7 +26,8 @@ def resolve_stop_token_ids(configured: list[int] | None, tokenizer: PreTrainedTo
     return default_stop_token_ids(tokenizer) if configured is None else frozenset(configured)
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token with which the chat template ends an assistant's turn; None where there is none."""
     if not tokenizer.chat_template:
         return None
     chat = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _PROBE}]

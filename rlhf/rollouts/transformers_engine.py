@@ -52,8 +52,10 @@ class TransformersEngine:
         self.model = model.to(device).eval().requires_grad_(False)
         self._unusable: str | None = None
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
-        """See `Engine.generate`; bitwise repeatable for the same requests.
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingConfig, *, continues: bool = False
+    ) -> list[Sample]:
+        """See `Engine.generate`; bitwise repeatable for the same requests. Nothing is cached between calls.
 
         Raises EngineError after `close`, after a weight update that failed, and for non-finite logits; ValueError for a
         prompt that leaves no room for `max_tokens`.

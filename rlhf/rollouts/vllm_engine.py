@@ -117,7 +117,9 @@ class VllmEngine:
             self._dead = "it did not start"
             raise self._error("vLLM did not start", error) from error
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Sample]:
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingConfig, *, continues: bool = False
+    ) -> list[Sample]:
         """See `Engine.generate`; the same requests in one batch give the same samples, another batch other rounding.
 
         Raises ValueError for a prompt that leaves no room for `max_tokens`, EngineError when the engine fails.
@@ -130,8 +132,10 @@ class VllmEngine:
         prompts = [{"prompt_token_ids": list(request.prompt.token_ids)} for request in requests]
         parameters = [self._sampling_parameters(request, sampling, stop_token_ids) for request in requests]
         try:
-            # a prefix cached by an earlier call would change this call's rounding, and with it now and then a token
-            self._llm.reset_prefix_cache()
+            # a prefix cached by an earlier call would change this call's rounding, and with it now and then a token;
+            # the turns of dialogues are always called in the same order
+            if not continues:
+                self._llm.reset_prefix_cache()
             forget_random_streams()
             outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         except Exception as error:

@@ -8,7 +8,7 @@ from rlhf.data.order import PromptStream
 from rlhf.data.preference_source import PreferenceSource
 from rlhf.data.types import REFERENCE
 from rlhf.rewards.scoring import RewardScorer
-from rlhf.rollouts.engine import Engine
+from rlhf.rollouts.dialogues import Sampler
 from rlhf.training.collecting import CalibratedCollector, Collector, PreferenceCollector, RolloutCollector
 from rlhf.training.learner import Learner
 from rlhf.training.recorder import Recorder
@@ -18,10 +18,11 @@ from rlhf.training.weight_sync import sync_weights
 
 
 def make_collector(
-    config: RecipeConfig, stream: PromptStream, engine: Engine | None, scorer: RewardScorer, recorder: Recorder,
+    config: RecipeConfig, stream: PromptStream, engine: Sampler | None, scorer: RewardScorer, recorder: Recorder,
     algorithm: RolloutAlgorithm, learner: Learner,
 ) -> Collector:  # fmt: skip
-    """The collector that `data` and `algorithm` of a recipe's configuration ask for."""
+    """The collector that `data` and `algorithm` of a recipe's configuration ask for. `engine`: samples completions, or
+    sessions."""
     ranks = {"rank": learner.accelerator.process_index, "world_size": learner.accelerator.num_processes}
     if isinstance(stream.source, PreferenceSource):
         return PreferenceCollector(stream, config.batch.prompts_per_step, **ranks)

@@ -135,7 +135,7 @@ class PolicyGradient:
         estimator = self.config.kl.estimator
         return torch.stack(
             [
-                kl_estimate(torch.tensor(sample.logps), torch.tensor(reference or ()), estimator).sum()
+                kl_estimate(torch.tensor(sample.own(sample.logps)), torch.tensor(reference or ()), estimator).sum()
                 for sample, reference in zip(samples, references, strict=True)
             ]
         )

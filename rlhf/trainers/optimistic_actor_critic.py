@@ -100,10 +100,10 @@ class OptimisticActorCritic(PolicyGradient):
             lengths_B = own.new_zeros(len(fresh.episodes)).index_add(0, view.sequence_A, own)
             parts = advantage_A.repeat_interleave(own).split(lengths_B.tolist())
             advantages = [tuple(part.tolist()) for part in parts]
-            references = [_of_own_tokens(episode, REFERENCE_LOGPS) for episode in fresh.episodes]
+            references = [tuple(episode.extra[REFERENCE_LOGPS].tolist()) for episode in fresh.episodes]
         found, read = iter(advantages), iter(references)
         advantages = [next(found) if sample.completion_ids else () for sample in samples]
-        references = [next(read) if sample.completion_ids else () for sample in samples]
+        references = [sample.own(next(read)) if sample.completion_ids else () for sample in samples]
         if self.config.whiten:
             advantages = whitened(advantages, learner)
         return with_advantages(
@@ -134,13 +134,3 @@ class OptimisticActorCritic(PolicyGradient):
             "critic/spread": totals["spread"] / max(totals["states"], 1.0),
         }
 
-
-def _of_own_tokens(episode, name: str) -> tuple[float, ...]:
-    """The values of an episode's array at the tokens that the policy wrote."""
-    values, own, place = episode.extra[name].tolist(), [], 0
-    if not episode.turns:
-        return tuple(values)
-    for mine, others in episode.turns:
-        own += values[place : place + mine]
-        place += mine + others
-    return tuple(own)

@@ -7,11 +7,12 @@ import torch
 from rlhf.algorithms.generalised_advantages import generalised_advantages, length_adaptive_decay, value_targets
 from rlhf.algorithms.kl import kl_estimate
 from rlhf.config.ppo import ActorCriticConfig
+from rlhf.config.rewards import environment_weight
+from rlhf.data.token_rewards import own_token_rewards
 from rlhf.data.types import Sample
-from rlhf.models.packing import TrainingSequence
 from rlhf.trainers.grpo import PolicyGradient
 from rlhf.trainers.token_advantages import whitened, with_advantages
-from rlhf.training.batch import TrainingSample
+from rlhf.training.batch import TrainingSample, training_sequence
 from rlhf.training.learner import Learner
 
 
@@ -31,9 +32,10 @@ class ActorCritic(PolicyGradient):
         references: list[tuple[float, ...] | None] = [None] * len(samples)
         if self.has_kl_loss or self.has_kl_reward:
             references = list(learner.reference_logps([TrainingSample(sample, 0.0) for sample in samples]))
-        sequences = [TrainingSequence(sample.prompt.token_ids, sample.completion_ids) for sample in samples]
+        sequences = [training_sequence(sample) for sample in samples]
         values = critic.values(sequences)
-        rewards = [self._token_rewards(*pair) for pair in zip(samples, references, strict=True)]
+        turn_weight = environment_weight(learner.config.rewards)
+        rewards = [self._token_rewards(*pair, turn_weight) for pair in zip(samples, references, strict=True)]
         advantages, targets = [], []
         for reward_T, value_T in zip(rewards, values, strict=True):
             decay = config.trace_decay
@@ -51,14 +53,14 @@ class ActorCritic(PolicyGradient):
             samples, advantages, references, is_counted=not is_pretraining, mask_truncated=config.mask_truncated
         )
 
-    def _token_rewards(self, sample: Sample, reference: Sequence[float] | None) -> list[float]:
-        """The completion's reward at its last token, less the KL estimate of each token where it is part of it."""
-        if sample.reward is None:
-            raise ValueError(f"sample {sample.id!r} has no reward: score it before preparing a batch")
-        rewards = [0.0] * len(sample.completion_ids)
-        if self.has_kl_reward and rewards:
-            kl_T = kl_estimate(torch.tensor(sample.logps), torch.tensor(reference), self.config.kl.estimator)
-            rewards = (-self.config.kl.coefficient * kl_T).tolist()
-        if rewards:
-            rewards[-1] += sample.reward
-        return rewards
+    def _token_rewards(
+        self, sample: Sample, reference: Sequence[float] | None, turn_weight: float = 0.0
+    ) -> list[float]:
+        """What each of the policy's tokens earned: at its last one the completion's reward, at the end of each turn
+        what the environment paid for it; less the KL estimate of each token where that is part of the reward."""
+        rewards = own_token_rewards(sample, turn_weight)
+        if not (self.has_kl_reward and rewards):
+            return rewards
+        logps = torch.tensor(sample.own(sample.logps))
+        kl_T = kl_estimate(logps, torch.tensor(reference), self.config.kl.estimator)
+        return [reward - self.config.kl.coefficient * kl for reward, kl in zip(rewards, kl_T.tolist(), strict=True)]

@@ -26,6 +26,7 @@ from rlhf.data.types import Sample
 from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.rewards.scoring import RewardScorer
 from rlhf.rollouts.build import build_engine
+from rlhf.rollouts.dialogues import Dialogues
 from rlhf.trainers.build_collector import make_collector, reference_table
 from rlhf.trainers.build_critic import make_critic
 from rlhf.trainers.grpo import PolicyGradient
@@ -38,6 +39,7 @@ from rlhf.training.checkpoint import (
     save_checkpoint,
 )
 from rlhf.training.collectives import gather_lists
+from rlhf.training.dialogue_evaluation import DialogueEvaluator
 from rlhf.training.environment import describe_environment
 from rlhf.training.evaluation import Evaluator, HeldOutEvaluator
 from rlhf.training.guards import NonFiniteGuard
@@ -89,7 +91,8 @@ def run(
     tokenizer = load_tokenizer(config.model)
     # before the model: unknown benchmarks, unreadable files and reward models that are none are told in seconds
     scorer = RewardScorer(config.rewards)
-    evaluators = _held_out_evaluators(config, tokenizer, accelerator)
+    dialogues = None if config.environment is None else Dialogues(config.environment, tokenizer)
+    evaluators = _held_out_evaluators(config, tokenizer, accelerator, dialogues)
     if make_evaluators is not None:
         evaluators += make_evaluators(config, tokenizer, accelerator, folder.path)
     is_offline = isinstance(config.data, PreferencesConfig)
@@ -136,7 +139,8 @@ def run(
         own = {"algorithm": state, "policy_version": trainer.version}
         _save(config, folder, learner, stream, recorder, at, gather_lists(waiting), best, own)
 
-    collector = make_collector(config, stream, engine, scorer, recorder, algorithm, learner)
+    sampler = engine if dialogues is None else dialogues.on(engine)
+    collector = make_collector(config, stream, sampler, scorer, recorder, algorithm, learner)
     trainer = Trainer(
         config, collector=collector, engine=engine, algorithm=algorithm, learner=learner, recorder=recorder,
         evaluators=evaluators, save=save, step=step, version=version, pending=pending,
@@ -235,7 +239,7 @@ def _value_to_keep(metric: str | None, recorder: Recorder) -> float | None:
 
 
 def _held_out_evaluators(
-    config: RecipeConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    config: RecipeConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, dialogues: Dialogues | None
 ) -> list[Evaluator]:
     evaluation = config.evaluation
     if evaluation.prompts == 0:
@@ -244,6 +248,8 @@ def _held_out_evaluators(
     sampling = evaluation.sampling.model_copy(update={"samples_per_prompt": 1})
     prompts = [held_out[index] for index in range(len(held_out))]
     rank, world_size = accelerator.process_index, accelerator.num_processes
+    if dialogues is not None:
+        return [DialogueEvaluator(prompts, dialogues, sampling, evaluation.seed, rank, world_size)]
     return [HeldOutEvaluator(prompts, sampling, evaluation.seed, rank, world_size)]
 
 

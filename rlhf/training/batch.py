@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlhf.algorithms.aggregation import StepTotals
 from rlhf.data.types import Sample
+from rlhf.models.sequences import TrainingSequence
 
 
 class MatchTargets(NamedTuple):
@@ -19,12 +20,12 @@ class MatchTargets(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """A sample with its advantage.
+    """A sample with its advantage. Its tokens are the policy's: of a dialogue the assistant's alone.
 
-    `advantages`: one per completion token where tokens have their own; `advantage` is then their mean.
+    `advantages`: one per token where tokens have their own; `advantage` is then their mean.
     `counted`: it is part of the loss and its denominator (False: masked, e.g. truncated).
     `learned`: it is forwarded (False: its gradient is known to be 0, or it is not counted).
-    `reference_logps`: one per completion token where there is a KL term.
+    `reference_logps`: one per token where there is a KL term.
     `match`: the distributions to learn where the loss is of those.
     `group`: samples of one group stay in one minibatch. None: those of one prompt.
     """
@@ -38,14 +39,33 @@ class TrainingSample:
     advantages: tuple[float, ...] | None = None
     match: MatchTargets | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("advantages", "reference_logps"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.length:
+                raise ValueError(
+                    f"sample {self.sample.id!r}: {len(values)} {name} for {self.length} tokens of the policy "
+                    f"({len(self.sample.completion_ids)} completion ids, {len(self.sample.turns)} turns)"
+                )
+
     @property
     def token_advantages(self) -> tuple[float, ...]:
-        """One per completion token."""
+        """One per token."""
         return (self.advantage,) * self.length if self.advantages is None else self.advantages
 
     @property
     def length(self) -> int:
-        return len(self.sample.completion_ids)
+        return self.sample.own_tokens
+
+    @property
+    def sequence(self) -> TrainingSequence:
+        """What the model is given."""
+        return training_sequence(self.sample)
+
+
+def training_sequence(sample: Sample) -> TrainingSequence:
+    """Prompt and completion of a sample; the policy's tokens are its targets."""
+    return TrainingSequence(sample.prompt.token_ids, sample.completion_ids, sample.turns)
 
 
 def local_totals(samples: list[TrainingSample]) -> StepTotals:

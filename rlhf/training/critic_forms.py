@@ -20,6 +20,7 @@ from rlhf.algorithms.value_targets import (
     policy_value,
     soft_return_losses,
     soft_value,
+    trace_targets,
 )
 from rlhf.config.critic_ensemble import EnsembleConfig
 from rlhf.data.seeds import derive_seed
@@ -77,7 +78,8 @@ class StateValues:
         return expectile_losses(value_AK, self.targets(slow, batch, reward_AK), self.settings.expectile)
 
     def targets(self, slow: Predictions, batch: Transitions, reward_AK: Tensor) -> Tensor:
-        return self.action_values(slow, batch, reward_AK).clamp(*self.bounds).detach()
+        end_SK = end_values(slow.value_SK, batch.view, batch.done_A)
+        return trace_targets(reward_AK, end_SK, batch.view, self.settings.trace_decay).clamp(*self.bounds)
 
     def action_values(self, found: Predictions, batch: Transitions, reward_AK: Tensor) -> Tensor:
         return reward_AK + end_values(found.value_SK, batch.view, batch.done_A)[batch.view.next_state_A]

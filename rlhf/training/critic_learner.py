@@ -58,14 +58,14 @@ class CriticLearner:
         self.metrics: dict[str, float] = {}
 
     def values(self, sequences: Sequence[TrainingSequence]) -> list[tuple[float, ...]]:
-        """V of the state before each completion token, by sequence."""
+        """V of the state before each target, by sequence."""
         result: list[tuple[float, ...]] = [()] * len(sequences)
         self.trunk.eval()
         with torch.no_grad():
             for members in micro_batches(sequences, self.config.batch.tokens_per_micro_batch):
                 part = [sequences[index] for index in members]
                 value_N = self._forward(pack(part).to(self.device))
-                for index, values in zip(members, value_N.split([len(s.completion_ids) for s in part]), strict=True):
+                for index, values in zip(members, value_N.split([s.targets for s in part]), strict=True):
                     result[index] = tuple(values.tolist())
         return result
 
@@ -73,7 +73,7 @@ class CriticLearner:
         self, sequences: Sequence[TrainingSequence], targets: Sequence[Sequence[float]],
         old_values: Sequence[Sequence[float]],
     ) -> None:  # fmt: skip
-        """`epochs` passes of steps towards `targets`, one for each completion token; `metrics` then holds the first
+        """`epochs` passes of steps towards `targets`, one for each target token; `metrics` then holds the first
         pass's loss and how much of the targets' variance the old values explain.
 
         Raises TrainingStopped at a non-finite loss or gradient.
@@ -116,7 +116,7 @@ class CriticLearner:
         old_values: Sequence[Sequence[float]],
     ) -> float:  # fmt: skip
         """The mean loss over all tokens of all ranks."""
-        tokens = sum_numbers({"tokens": sum(len(s.completion_ids) for s in sequences)}, self.device)["tokens"]
+        tokens = sum_numbers({"tokens": sum(s.targets for s in sequences)}, self.device)["tokens"]
         self._zero_gradients()
         if self.trains_trunk:
             self.trunk.train()

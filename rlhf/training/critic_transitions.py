@@ -14,6 +14,8 @@ from rlhf.algorithms.mdp_views import ActionView, is_done, summed_rewards, view_
 from rlhf.config.critic_ensemble import ActionViewConfig
 from rlhf.data.episodes import Episode
 from rlhf.data.seeds import derive_seed
+from rlhf.data.token_rewards import own_token_rewards
+from rlhf.data.turns import own_positions
 from rlhf.data.types import Sample
 from rlhf.models.packing import TrainingSequence
 from rlhf.training.reference_reader import ReadCompletion
@@ -87,17 +89,20 @@ def transitions_of(
 
 def episode_of(
     sample: Sample, reading: ReadCompletion, actions: ActionViewConfig, *, name: str, epoch: int, members: int,
-    bootstrap: float, seed: int,
+    bootstrap: float, seed: int, turn_weight: float = 0.0,
 ) -> Episode:  # fmt: skip
     """A graded sample with at least one token, and what the reference makes of it at the states of its actions.
 
     `name`: unique over the run. `epoch`: exchanges so far. Members learn from it with probability `bootstrap` each.
+    `turn_weight`: what the environment's rewards count in the sample's.
     """
+    rewards = np.zeros(len(sample.completion_ids), dtype=np.float32)
+    rewards[own_positions(sample.turns, len(rewards))] = own_token_rewards(sample, turn_weight)
     generator = torch.Generator().manual_seed(derive_seed(seed, "bootstrap", name) % 2**63)
     learns_K = torch.rand(members, generator=generator) < bootstrap
     episode = Episode(
         id=name, prompt_id=sample.prompt.id, prompt_ids=np.array(sample.prompt.token_ids),
-        token_ids=np.array(sample.completion_ids), logps=np.array(sample.logps), rewards=token_rewards(sample),
+        token_ids=np.array(sample.completion_ids), logps=np.array(sample.logps), rewards=rewards,
         policy_version=sample.policy_version, epoch=epoch, truncated=sample.truncated, turns=sample.turns,
         in_bootstrap=tuple(learns_K.tolist()),
     )  # fmt: skip
@@ -108,15 +113,3 @@ def episode_of(
         extra[CANDIDATE_LOGPS] = reading.candidate_logp_Rm[position_S].astype(np.float16)
     return replace(episode, extra=extra)
 
-
-def token_rewards(sample: Sample) -> np.ndarray:
-    """What each token earned, (T,): at the end of a turn what the environment paid for it, and the rest of the reward
-    at the last token."""
-    rewards = np.zeros(len(sample.completion_ids), dtype=np.float32)
-    place = 0
-    for (own, others), paid in zip(sample.turns, sample.turn_rewards, strict=True):
-        rewards[place + own - 1] += paid
-        place += own + others
-    last = place - sample.turns[-1][1] - 1 if sample.turns else len(rewards) - 1
-    rewards[last] += sample.reward - sum(sample.turn_rewards)
-    return rewards

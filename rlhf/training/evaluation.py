@@ -24,7 +24,8 @@ class Evaluator(Protocol):
     def evaluate(self, engine: Engine, step: int) -> list[dict[str, Any]]:
         """Lines for evaluations.jsonl, one for each set of questions: `step`, `name`, `accuracy` with its 95 % interval
         `low` and `high`, counts `right`, `wrong`, `ungradable` of `n` completions, `mean_tokens`, `truncated_share`;
-        and `figures` where there are more, by name."""
+        and `figures` where there are more, by name. Where sessions are played (`DialogueEvaluator`), `reward_per_turn`
+        stands for accuracy and counts of verdicts."""
 
     def close(self) -> None:
         """End its grading processes."""

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from rlhf.algorithms.aggregation import Denominator, StepTotals, token_weight
 from rlhf.algorithms.token_fields import TokenFields
+from rlhf.config.lengths import most_own_tokens
 from rlhf.config.recipe import RecipeConfig
 from rlhf.data.seeds import derive_seed
-from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
+from rlhf.models.packing import PackedBatch, micro_batches, pack
 from rlhf.models.policy import AtHead, Policy
 from rlhf.training.algorithm import (
     Algorithm,
@@ -255,8 +256,8 @@ class Learner:
     ) -> list[tuple[float, ...]]:
         result: list[tuple[float, ...]] = [()] * len(samples)
         for members in self._micro_batches(samples):
-            sequences = [_sequence(samples[index]) for index in members]
-            logps = score(pack(sequences).to(self.device)).float().split([len(s.completion_ids) for s in sequences])
+            sequences = [samples[index].sequence for index in members]
+            logps = score(pack(sequences).to(self.device)).float().split([s.targets for s in sequences])
             for index, values in zip(members, logps, strict=True):
                 result[index] = tuple(values.tolist())
         return result
@@ -267,7 +268,7 @@ class Learner:
         return {id(sample): torch.tensor(values) for sample, values in zip(learned, self.logps(learned), strict=True)}
 
     def _micro_batches(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
-        return micro_batches([_sequence(sample) for sample in samples], self.config.batch.tokens_per_micro_batch)
+        return micro_batches([sample.sequence for sample in samples], self.config.batch.tokens_per_micro_batch)
 
     def _prepare(
         self,
@@ -276,9 +277,9 @@ class Learner:
         denominator: Denominator,
         old_logps: dict[int, Tensor] | None,
     ) -> tuple[PackedBatch, TokenFields]:
-        packed = pack([_sequence(sample) for sample in samples]).to(self.device)
+        packed = pack([sample.sequence for sample in samples]).to(self.device)
         lengths = torch.tensor([sample.length for sample in samples])
-        max_tokens = self.config.sampling.max_tokens
+        max_tokens = most_own_tokens(self.config)
 
         def per_token(values: list[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32).repeat_interleave(lengths).to(self.device)
@@ -291,7 +292,7 @@ class Learner:
         fields = TokenFields(
             advantage_N=flat([sample.token_advantages for sample in samples]),
             weight_N=per_token([token_weight(sample.length, totals, denominator, max_tokens) for sample in samples]),
-            engine_logp_N=flat([sample.sample.logps for sample in samples]),
+            engine_logp_N=flat([sample.sample.own(sample.sample.logps) for sample in samples]),
             sequence_N=packed.sequence_N,
             sequences=len(samples),
             old_logp_N=torch.cat([old_logps[id(sample)] for sample in samples]).to(self.device) if old_logps else None,
@@ -313,7 +314,3 @@ def _screened(algorithm: ScreeningAlgorithm, fields: TokenFields, packed: Packed
         return algorithm.objective(algorithm.screen(fields, hidden_ND, weight_VD, bias_V, packed.target_N))
 
     return at_head
-
-
-def _sequence(sample: TrainingSample) -> TrainingSequence:
-    return TrainingSequence(sample.sample.prompt.token_ids, sample.sample.completion_ids)

@@ -116,6 +116,8 @@ def rollout_metrics(samples: Sequence[Sample]) -> MetricAverager:
             averager.add(f"reward/{name}", value if value is not None else 0.0, weight=float(value is not None))
         averager.add("tokens/completion_mean", len(sample.completion_ids))
         averager.add("tokens/truncated_share", float(sample.truncated))
+        if sample.turns:
+            _add_dialogue(averager, sample)
         if sample.verdict is not None:
             averager.add("grading/right_share", float(sample.verdict.outcome == "right"))
             averager.add("grading/ungradable_share", float(sample.verdict.outcome == "ungradable"))
@@ -125,6 +127,14 @@ def rollout_metrics(samples: Sequence[Sample]) -> MetricAverager:
         mean = math.fsum(rewards) / len(rewards)
         averager.add("reward/group_std", math.sqrt(math.fsum((r - mean) ** 2 for r in rewards) / len(rewards)))
     return averager
+
+
+def _add_dialogue(averager: MetricAverager, sample: Sample) -> None:
+    averager.add("dialogue/reward_per_turn", math.fsum(sample.turn_rewards) / len(sample.turns), len(sample.turns))
+    averager.add("dialogue/turns_mean", len(sample.turns))
+    averager.add("dialogue/own_tokens_per_turn", sample.own_tokens / len(sample.turns), len(sample.turns))
+    tokens = len(sample.completion_ids)
+    averager.add("dialogue/environment_token_share", 1 - sample.own_tokens / tokens, tokens)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

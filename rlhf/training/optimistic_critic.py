@@ -14,8 +14,10 @@ from rlhf.algorithms.mdp_views import ActionView
 from rlhf.algorithms.optimism import Optimism, confidence_set, mex_weight, set_radius
 from rlhf.algorithms.switching import SwitchController, set_tolerance, train_until_member
 from rlhf.algorithms.value_targets import polyak_update
+from rlhf.config.lengths import most_completion_tokens
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.config.recipe import RecipeConfig
+from rlhf.config.rewards import environment_weight
 from rlhf.data.episode_store import EpisodeStore
 from rlhf.data.episodes import Episode
 from rlhf.data.replay_buffer import OfflineShare, ReplayBuffer
@@ -68,7 +70,7 @@ class OptimisticCritic:
         )  # fmt: skip
         self.held_out = EpisodeStore(**bounds)
         self.held_out.add(episode for episode in offline if self._is_held_out(episode))
-        self.novelty = StateNovelty(hidden, switch, config.sampling.max_tokens, seed, self.device)
+        self.novelty = StateNovelty(hidden, switch, most_completion_tokens(config), seed, self.device)
         low, high = settings.value_bounds
         # the papers fix the threshold beforehand, by the number of actions to come
         actions = config.batch.steps * config.batch.prompts_per_step * config.completions_per_prompt
@@ -99,6 +101,7 @@ class OptimisticCritic:
             episode_of(
                 sample, reading, self.settings.actions, name=f"{self.controller.iteration}:{sample.id}",
                 epoch=self.epoch, members=ensemble.members, bootstrap=ensemble.bootstrap, seed=self.config.run.seed,
+                turn_weight=environment_weight(self.config.rewards),
             )
             for sample, reading in zip(samples, readings, strict=True)
         ]  # fmt: skip
@@ -344,8 +347,11 @@ class OptimisticCritic:
         return self.holds_out and derive_seed(self.config.run.seed, "held out", episode.id) % 10**6 < share * 10**6
 
     def _actions_of_the_longest(self) -> int:
-        actions, longest = self.settings.actions, self.config.sampling.max_tokens
-        return {"token": longest, "chunk": math.ceil(longest / actions.chunk_tokens), "turn": 1}[actions.view]
+        actions, environment = self.settings.actions, self.config.environment
+        if actions.view == "turn":
+            return 1 if environment is None else environment.turns
+        longest = most_completion_tokens(self.config)
+        return longest if actions.view == "token" else math.ceil(longest / actions.chunk_tokens)
 
     @torch.no_grad()
     def _calibration(self, fresh: Transitions | None) -> dict[str, float]:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from rlhf.training.charts import BAD, MUTED, SERIES, STYLE, Drawing, add_legend, canvas, scale_y, to_svg
+from rlhf.training.evaluation_figures import by_figure, main_figure
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -40,6 +41,8 @@ CHARTS = (
           {"reward/mean": "reward"}),
     Chart("Learning", "Reward by part", "Mean of each reward function before its weight.", {"reward/": ""},
           leave_out=("reward/mean", "reward/group_std")),
+    Chart("Learning", "Reward of a turn while training", "What the environment paid, mean over the turns of the step's "
+          "sessions.", {"dialogue/reward_per_turn": "reward"}),
     Chart("Learning", "Right answers while training", "Share of completions that the grader called right.",
           {"grading/right_share": "right"}, share=True),
     Chart("Learning", "Groups without a signal", "All completions of a prompt had the same reward: nothing to learn.",
@@ -98,6 +101,11 @@ CHARTS = (
           smooth=False),
     Chart("Optimisation", "Loss", "The policy loss is not a measure of success: look at the reward.", {"loss": "loss"}),
     Chart("Rollouts", "Completion length", "Mean tokens per completion.", {"tokens/completion_mean": "tokens"}),
+    Chart("Rollouts", "Turns of a session", "Mean number of the model's turns.", {"dialogue/turns_mean": "turns"}),
+    Chart("Rollouts", "Tokens of a turn", "Mean tokens that the model writes in a turn.",
+          {"dialogue/own_tokens_per_turn": "tokens"}),
+    Chart("Rollouts", "Tokens of the environment", "Share of a session's tokens, which are read and not learned.",
+          {"dialogue/environment_token_share": "tokens"}, share=True),
     Chart("Rollouts", "Cut off and ungradable", "Completions that hit the token limit, and those without a verdict.",
           {"tokens/truncated_share": "cut off", "grading/ungradable_share": "ungradable"}, share=True),
     Chart("Speed", "Throughput", "Tokens per second.", {"speed/tokens_per_second": "tokens/s"}),
@@ -107,7 +115,9 @@ CHARTS = (
 def draw_all(metrics: Records, evaluations: Records) -> list[Drawing]:
     """Every chart that has data, in reading order: evaluations, `CHARTS`, time by phase."""
     with matplotlib.rc_context(STYLE):
-        drawings = [draw_evaluations(evaluations)] if len({r["step"] for r in evaluations}) > 1 else []
+        drawings = [
+            draw_evaluations(records) for records in by_figure(evaluations) if len({r["step"] for r in records}) > 1
+        ]
         drawings += [drawing for chart in CHARTS if (drawing := draw_curves(chart, metrics)) is not None]
         if any(name.startswith("time/") and name != "time/step" for record in metrics for name in record):
             drawings.append(draw_phases(metrics))
@@ -147,23 +157,27 @@ def draw_curves(chart: Chart, metrics: Records) -> Drawing | None:
 
 
 def draw_evaluations(evaluations: Records) -> Drawing:
-    """Accuracy by evaluation set, with 95 % intervals as bars and bands."""
+    """The main figure of evaluations that have the same one, by set, with 95 % intervals as bars and bands."""
+    first = main_figure(evaluations[0])
     figure, axes = canvas("step")
+    everything: list[float] = []
     names = list(dict.fromkeys(record["name"] for record in evaluations))
     for index, name in enumerate(names):
         records = sorted((r for r in evaluations if r["name"] == name), key=lambda r: r["step"])
         steps = [r["step"] for r in records]
-        accuracy, low, high = (np.array([float(r[key]) for r in records]) for key in ("accuracy", "low", "high"))
+        accuracy, low, high = (np.array([float(r[key]) for r in records]) for key in (first.name, "low", "high"))
+        everything += [*low[np.isfinite(low)], *high[np.isfinite(high)], *accuracy[np.isfinite(accuracy)]]
         colour = SERIES[index % len(SERIES)]
         # Rounding may put a bound a hair on the wrong side of the value, which errorbar refuses.
         bars = np.maximum([accuracy - low, high - accuracy], 0)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.errorbar(steps, accuracy, bars, color=colour, fmt="o-", markersize=4, elinewidth=1, capsize=2, label=name)
-    scale_y(axes, [1.0], share=True)
+    scale_y(axes, [1.0] if first.is_share else [0.0, *everything], share=first.is_share)
     if len(names) > 1:
         add_legend(axes)
-    latest = f"{100 * float(evaluations[-1]['accuracy']):.1f} %"
-    return Drawing("Learning", "Held-out accuracy", "Bars and bands are 95 % intervals.", latest, to_svg(figure))
+    latest = main_figure(evaluations[-1]).short
+    title = f"Held-out {first.label}"
+    return Drawing("Learning", title, "Bars and bands are 95 % intervals.", latest, to_svg(figure))
 
 
 def draw_phases(metrics: Records) -> Drawing:

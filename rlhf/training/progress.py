@@ -16,11 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.data.types import Sample
-from rlhf.training.statistics import difference_interval, format_share, intervals_overlap
+from rlhf.training.evaluation_figures import change_between, main_figure
+from rlhf.training.statistics import intervals_overlap
 
 SPARKS = "▁▂▃▄▅▆▇█"
 RECENT_STEPS = 10
 PLAIN_METRICS = (
+    ("a turn", "dialogue/reward_per_turn", "{:.3f}"),
     ("entropy", "policy/entropy", "{:.3f}"),
     ("ratio", "policy/ratio_mean", "{:.4f}"),
     ("gradient", "gradient/norm", "{:.3g}"),
@@ -86,11 +88,14 @@ class ProgressDisplay:
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """One line of evaluations.jsonl, with its 95 % interval."""
         if self._main:
-            share = format_share(record["accuracy"], (record["low"], record["high"]))
+            figure = main_figure(record)
+            if figure.is_share:
+                counts = f"{record['right']} of {record['n']} right, {record['ungradable']} ungradable"
+            else:
+                counts = f"{record['n']} sessions, {record['turns']} turns"
             self.message(
-                f"evaluation {record['name']} at step {record['step']}: accuracy {share} "
-                f"({record['right']} of {record['n']} right, {record['ungradable']} ungradable, "
-                f"{100 * record['truncated_share']:.0f} % cut off)"
+                f"evaluation {record['name']} at step {record['step']}: {figure.label} {figure.text} "
+                f"({counts}, {100 * record['truncated_share']:.0f} % cut off)"
             )
 
     def print_completions(self, samples: Sequence[Sample], n: int) -> None:
@@ -206,9 +211,24 @@ def completions_table(samples: Sequence[Sample], step: int) -> Table:
             if sample.verdict.reason:
                 verdict.append(f"\n{cut(printable(sample.verdict.reason), 120)}", style="dim")
         length = f"{len(sample.completion_ids)} tokens{', cut off' if sample.truncated else ''}"
-        completion = Text(cut(printable(sample.text), 400, keep="both")).append(f"\n{length}", style="dim")
+        said = printable(_said(sample), keep_newlines=bool(sample.messages))
+        completion = Text(cut(said, 400, keep="both")).append(f"\n{length}", style="dim")
         table.add_row(Text(cut(printable(question), 200, keep="end")), completion, Text("\n".join(rewards)), verdict)
     return table
+
+
+def _said(sample: Sample) -> str:
+    return dialogue_text(sample.messages, sample.turn_rewards) if sample.messages else sample.text
+
+
+def dialogue_text(messages: Sequence[str], turn_rewards: Sequence[float]) -> str:
+    """A dialogue as lines: the model's turns with what they earned, where that is not 0, and the answers to them."""
+    lines = []
+    for place, message in enumerate(messages):
+        earned = turn_rewards[place // 2] if place % 2 == 0 else 0
+        note = f"   [{earned:+g}]" if earned else ""
+        lines.append(f"{('model', 'environment')[place % 2]}: {printable(message)}{note}")
+    return "\n".join(lines)
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -234,16 +254,15 @@ def duration(seconds: float) -> str:
 
 
 def accuracy_lines(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[str]:
-    """Accuracy before and after with 95 % intervals, and what the two together allow to say."""
+    """Accuracy, or the reward of a turn, before and after with 95 % intervals, and what the two allow to say."""
     lines = []
     for label, record in (("before", before), ("after", after)):
         if record is not None:
-            share = format_share(record["accuracy"], (record["low"], record["high"]))
-            lines.append(f"accuracy {label}: {share} ({record['right']} of {record['n']})")
+            figure = main_figure(record)
+            count = f"{record['right']} of {record['n']}" if figure.is_share else f"{record['n']} sessions"
+            lines.append(f"{figure.label} {label}: {figure.text} ({count})")
     if before is not None and after is not None:
-        low, high = difference_interval(before["right"], before["n"], after["right"], after["n"])
         apart = not intervals_overlap((before["low"], before["high"]), (after["low"], after["high"]))
-        change = 100 * (after["accuracy"] - before["accuracy"])
-        lines.append(f"change: {change:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]; "
+        lines.append(f"change: {change_between(before, after).text}; "
                      f"the 95 % intervals {'do not overlap' if apart else 'overlap'}")
     return lines or ["no evaluation was made"]

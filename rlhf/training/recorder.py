@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from rlhf.config.recipe import RecipeConfig
 from rlhf.data.types import Sample
 from rlhf.training.collectives import gather_lists
+from rlhf.training.evaluation_figures import main_figure
 from rlhf.training.metrics import MetricAverager, Trackers, rollout_metrics
 from rlhf.training.progress import ProgressDisplay
 from rlhf.training.run_folder import RunFolder
@@ -66,7 +67,8 @@ class Recorder:
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """One line of evaluations.jsonl; its figures are metrics `evaluation/<name>/<figure>`."""
-        figures = {"accuracy": record["accuracy"]} | {k: v["value"] for k, v in record.get("figures", {}).items()}
+        figures = {k: v["value"] for k, v in record.get("figures", {}).items()}
+        figures = {main_figure(record).name: main_figure(record).value} | figures
         metrics = {f"evaluation/{record['name']}/{figure}": value for figure, value in figures.items()}
         self.latest |= metrics
         if self.accelerator.is_main_process:

@@ -16,11 +16,12 @@ from typing import Any
 
 import yaml
 
+from rlhf.training.evaluation_figures import by_figure, change_between, main_figure
 from rlhf.training.page import Check, write_page
 from rlhf.training.plots import draw_all, series, sparkline
-from rlhf.training.progress import duration
+from rlhf.training.progress import dialogue_text, duration
 from rlhf.training.run_folder import RunFolder, number
-from rlhf.training.statistics import difference_interval, format_share, intervals_overlap
+from rlhf.training.statistics import format_share, intervals_overlap
 
 Record = Mapping[str, Any]
 
@@ -35,6 +36,7 @@ KEY_SETTINGS = {
     "optimizer": "optimizer.type", "peak learning rate": "optimizer.lr", "schedule": "schedule.type",
     "steps": "batch.steps", "prompts per step": "batch.prompts_per_step",
     "completions per prompt": "sampling.samples_per_prompt", "longest completion": "sampling.max_tokens",
+    "environment": "environment.type", "turns of a session": "environment.turns",
     "temperature": "sampling.temperature", "engine": "engine.type", "seed": "run.seed",
 }
 
@@ -66,7 +68,8 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "tiles": _tiles(metrics, config),
         "checks": checks(metrics, config),
         "sections": {s: [d for d in drawings if d.section == s] for s in sections},
-        "evaluations": evaluations,
+        "evaluations": by_figure(evaluations),
+        "figure": main_figure,
         "tables": json.loads(run.tables.read_text(encoding="utf-8")) if run.tables.exists() else [],
         "samples": pick_samples(run.read_samples()),
         "settings": _settings(config),
@@ -75,6 +78,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "memory": json.loads(run.memory_plan.read_text(encoding="utf-8")) if run.memory_plan.exists() else None,
         "metric_rows": _metric_rows(metrics),
         "prompt_text": prompt_text,
+        "completion_text": completion_text,
     }
 
 
@@ -88,14 +92,11 @@ def headline(evaluations: Sequence[Record]) -> dict[str, Any] | None:
     if len(records) > 1:
         # a benchmark's change is paired by question (eval/in_training.py); held-out shares are set side by side
         paired = after.get("change")
-        low, high = (
-            (paired["low"], paired["high"])
-            if paired
-            else difference_interval(before["right"], before["n"], after["right"], after["n"])
-        )
+        change = change_between(before, after)
+        low, high = (paired["low"], paired["high"]) if paired else (change.low, change.high)
         overlap = intervals_overlap((before["low"], before["high"]), (after["low"], after["high"]))
-        result |= {"after": after, "change": after["accuracy"] - before["accuracy"], "change_low": low,
-                   "change_high": high, "overlap": overlap}
+        result |= {"after": after, "change": change.value, "change_low": low, "change_high": high,
+                   "overlap": overlap}
     return result
 
 
@@ -120,8 +121,11 @@ def checks(metrics: Sequence[Record], config: Mapping[str, Any]) -> list[Check]:
         count = sum(values)
         found.append(Check(count == 0, f"grader time-outs (counted as ungradable, never as wrong): {count:g}"))
     if values := _values(metrics, "tokens/truncated_share"):
-        text = f"completions cut off at the token limit: {format_share(values[-1])} in the last step"
-        found.append(Check(values[-1] <= 0.3, text))
+        # a session is cut after its last turn, as it was told to be
+        of_turns = bool(_values(metrics, "dialogue/turns_mean"))
+        what = "sessions cut after their last turn" if of_turns else "completions cut off at the token limit"
+        text = f"{what}: {format_share(values[-1])} in the last step"
+        found.append(Check(of_turns or values[-1] <= 0.3, text))
     if values := _values(metrics, "groups/zero_signal_share"):
         found.append(Check(values[-1] <= 0.8, f"groups without a signal: {format_share(values[-1])} in the last step"))
     return sorted(found, key=lambda check: check.passed)
@@ -154,6 +158,11 @@ def pick_samples(samples: Iterable[Record]) -> dict[str, list[Record]]:
     picked = {"Last step": last, "First step": first, "Highest reward": [s for *_, s in sorted(best, reverse=True)],
               "Lowest reward": [s for *_, s in sorted(worst, reverse=True)], "Ungradable": ungradable[::-1]}
     return {name: group for name, group in picked.items() if group}
+
+
+def completion_text(sample: Record) -> str:
+    """What the model wrote; of a dialogue also the environment's answers, a line a message."""
+    return dialogue_text(sample["messages"], sample["turn_rewards"]) if "messages" in sample else sample["completion"]
 
 
 def prompt_text(prompt: str | Sequence[Record]) -> str:

@@ -99,7 +99,7 @@ class RunFolder:
         self._append(self.metrics, [_stamped(step, metrics)])
 
     def append_evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line: name, right, wrong, ungradable, n, accuracy, low, high, mean_tokens, truncated_share."""
+        """One line, as an `Evaluator` describes it."""
         self._append(self.evaluations, [_stamped(step, values)])
 
     def append_samples(self, step: int, samples: Sequence[Sample], token_ids: bool = False) -> None:
@@ -182,6 +182,8 @@ def sample_record(step: int, sample: Sample, token_ids: bool = False) -> dict[st
         "reason": verdict.reason if verdict else "",
         "timed_out": verdict.timed_out if verdict else False,
     }
+    if sample.turns:
+        record |= {"turns": sample.turns, "turn_rewards": sample.turn_rewards, "messages": sample.messages}
     if token_ids:
         record["prompt_token_ids"] = list(sample.prompt.token_ids)
         record["completion_token_ids"] = list(sample.completion_ids)

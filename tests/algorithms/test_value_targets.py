@@ -24,6 +24,7 @@ from rlhf.algorithms.value_targets import (
     soft_return_losses,
     soft_value,
     squared_losses,
+    trace_targets,
     two_hot,
 )
 
@@ -228,5 +229,28 @@ def test_shares_of_reference_returns_become_soft_optimal_values():
         return loss
 
     optimizer.step(closure)
-    value = 1.0 + 0.1 * float(logit.sigmoid().log())
+    value = 1.0 + 0.1 * float(logit.detach().sigmoid().log())
     assert value == pytest.approx(float(log_mean_exp_return(return_N[None], 0.1)), abs=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])
+def test_trace_targets_are_lambda_returns(decay):
+    """By the recursion for each completion alone; a cut one goes on with the value behind its cut."""
+    actions = view_actions("chunk", [5, 2, 7], chunk_tokens=2)
+    generator = torch.Generator().manual_seed(0)
+    reward_AK = torch.randn(len(actions.state_A), 3, generator=generator, dtype=torch.float64)
+    value_SK = torch.randn(len(actions.sequence_S), 3, generator=generator, dtype=torch.float64)
+    end_SK = end_values(value_SK, actions, is_done(actions, torch.tensor([False, False, True])))
+    found = trace_targets(reward_AK, end_SK, actions, decay)
+    start = 0
+    for number, count in enumerate(actions.actions_B.tolist()):
+        following = None
+        for action in reversed(range(start, start + count)):
+            after = end_SK[action + number + 1]
+            following = reward_AK[action] + (after if following is None else (1 - decay) * after + decay * following)
+            assert torch.allclose(found[action], following)
+        start += count
+    if decay == 0:
+        assert torch.allclose(found, reward_AK + end_SK[actions.next_state_A])
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        trace_targets(reward_AK, end_SK, actions, 1.5)

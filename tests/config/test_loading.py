@@ -146,7 +146,7 @@ def test_what_is_said(problems, flags, expected):
 def test_required_sections_are_named_with_the_flags_that_give_them():
     assert refuse() == [
         "model is required: give --model.path ...",
-        "data is required: give --data.type arithmetic|countdown|dataset",
+        "data is required: give --data.type arithmetic|countdown|number_guessing|dataset",
     ]
     assert refuse("--model.path", "m", "--data.max_prompt_tokens", "9") == [
         "--data.max_prompt_tokens needs a `type`: one of arithmetic, countdown, dataset (--data.type ...)"

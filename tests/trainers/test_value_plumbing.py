@@ -1,5 +1,6 @@
 """Critics over candidate tokens and policies that are matched to them, on a random model of two layers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from rlhf.algorithms.mirror_descent import mirror_target, with_rest
 from rlhf.data.episodes import Episode
-from rlhf.models.packing import pack
+from rlhf.models.packing import TrainingSequence, pack
 from rlhf.trainers.build_critic import make_critic
 from rlhf.training.critic_transitions import episode_of, transitions_of
 from rlhf.training.learner import Learner
@@ -24,8 +25,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def offline_episodes(critic: OptimisticCritic, count: int = 12) -> list[Episode]:
     samples = sentences(count, seed=9)
-    from rlhf.models.packing import TrainingSequence
-
     readings = critic.reader([TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in samples])
     return [
         episode_of(s, r, critic.settings.actions, name=f"offline:{i}", epoch=0, members=4, bootstrap=1.0, seed=0)
@@ -309,8 +308,6 @@ def test_reference_returns_teach_until_the_first_exchange(model: str, tmp_path: 
 
 
 def test_the_next_state_of_a_dialogue_lies_behind_the_environment(model: str, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     config = token_config(model, "nora", actions={"view": "turn"})
     critic = make_with_critic(config, tmp_path)[0].critic
     sample = sentences(1)[0]
@@ -318,7 +315,11 @@ def test_the_next_state_of_a_dialogue_lies_behind_the_environment(model: str, tm
     sample = replace(
         sample, completion_ids=ids, logps=(-1.0,) * 6, turns=((2, 1), (2, 1)), turn_rewards=(0.25, 0.5), reward=0.75
     )
-    batch = critic.read([sample])
+    reading = critic.reader([TrainingSequence(sample.prompt.token_ids, ids)])[0]
+    episode = episode_of(
+        sample, reading, critic.settings.actions, name="e", epoch=0, members=4, bootstrap=1.0, seed=0, turn_weight=1.0
+    )
+    batch = critic.transitions([episode])
     assert batch.view.position_S.tolist() == [0, 3, 6] and batch.view.tokens_A.tolist() == [2, 2]
     assert batch.reward_A.tolist() == [0.25, 0.5]
     assert np.flatnonzero(batch.episodes[0].rewards).tolist() == [1, 4]
