@@ -122,7 +122,8 @@ class SwitchConfig(Section):
     multiple: float = Field(5.0, gt=0)
     """excess: exchange above so many times the tolerance; 5 in NORA, 4 in LOOP (recalled from the papers)."""
     tolerance: float = Field(0.05, gt=0)
-    """excess: the most that a critic may be off to be exchanged for, times range^2 (1 + log of the run's actions)."""
+    """excess: the most that a critic may be off to be exchanged for, times range^2 (1 + log N), N the actions that
+    ensemble.buffer_episodes hold."""
     refit_steps: int = Field(50, ge=1)
     """excess: steps of the copy that shows how small the error could be."""
     member_steps: int = Field(400, ge=0)

@@ -22,7 +22,7 @@ def check_coverage(critic: OptimisticCritic, settings: OfflineConfig, accelerato
     """
     if settings.coverage == "off":
         return float("nan")
-    episodes = [*critic.buffer.offline, *critic.held_out]
+    episodes = critic.memory.offline
     returns = sorted(episode.episode_return for episode in episodes)
     top = [e for e in episodes if e.episode_return >= quantile(returns, TOP_SHARE)] if episodes else []
     found = critic.novelty.coverage(critic.transitions(top)) if top else 0.0

@@ -18,16 +18,15 @@ from rlhf.config.lengths import most_completion_tokens
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.config.recipe import RecipeConfig
 from rlhf.config.rewards import environment_weight
-from rlhf.data.episode_store import EpisodeStore
 from rlhf.data.episodes import Episode
-from rlhf.data.replay_buffer import OfflineShare, ReplayBuffer
-from rlhf.data.seeds import derive_seed
 from rlhf.data.types import Sample
 from rlhf.models.packing import TrainingSequence
-from rlhf.training.checkpoint import CheckpointError, part_of, prefixed
-from rlhf.training.collectives import gather_lists, rank_of_world, sum_gradients, sum_numbers
+from rlhf.training.checkpoint import part_of, prefixed
+from rlhf.training.collectives import sum_gradients, sum_numbers
+from rlhf.training.critic_calibration import calibration
 from rlhf.training.critic_excess import excess
 from rlhf.training.critic_forms import CriticForm, Predictions
+from rlhf.training.critic_memory import CriticMemory
 from rlhf.training.critic_transitions import Transitions, episode_of, transitions_of
 from rlhf.training.guards import TrainingStopped
 from rlhf.training.reference_reader import ReferenceReader
@@ -60,21 +59,13 @@ class OptimisticCritic:
         self.online = form.make_network().to(self.device)
         self.target, self.frozen = copy.deepcopy(self.online), copy.deepcopy(self.online)
         self.optimizer = torch.optim.AdamW(self.online.parameters(), lr=ensemble.lr, weight_decay=0.01)
-        self.rank, self.ranks = rank_of_world()
-        self.holds_out = switch.kind == "excess" or settings.optimism.kind == "max_in_set"
-        bounds = dict(max_episodes=ensemble.buffer_episodes, max_bytes=int(ensemble.buffer_gib * 2**30))
-        share = settings.offline
-        self.buffer = ReplayBuffer(
-            seed=derive_seed(seed, "replay", self.rank), offline=[e for e in offline if not self._is_held_out(e)],
-            share=OfflineShare(share.share, share.final_share, config.batch.steps * ensemble.updates), **bounds,
-        )  # fmt: skip
-        self.held_out = EpisodeStore(**bounds)
-        self.held_out.add(episode for episode in offline if self._is_held_out(episode))
+        self.memory = CriticMemory(settings, seed, config.batch.steps * ensemble.updates, offline)
         self.novelty = StateNovelty(hidden, switch, most_completion_tokens(config), seed, self.device)
         low, high = settings.value_bounds
-        # the papers fix the threshold beforehand, by the number of actions to come
-        actions = config.batch.steps * config.batch.prompts_per_step * config.completions_per_prompt
-        self.tolerance = set_tolerance(high - low, actions * self._actions_of_the_longest(), switch.tolerance)
+        # the papers fix the threshold beforehand, by the number of actions to come; a run that goes on for longer than
+        # it was first asked to must not change it
+        actions = ensemble.buffer_episodes * self._actions_of_the_longest()
+        self.tolerance = set_tolerance(high - low, actions, switch.tolerance)
         threshold = switch.multiple * self.tolerance if switch.kind == "excess" else switch.nats
         self.controller = SwitchController(
             switch.kind, threshold=threshold, buckets=switch.buckets, min_iters=switch.min_steps,
@@ -120,14 +111,13 @@ class OptimisticCritic:
         """
         self.metrics = self._calibration(fresh)
         episodes = () if fresh is None else fresh.episodes
-        self.buffer.add(episode for episode in episodes if not self._is_held_out(episode))
-        self.held_out.add(episode for episode in episodes if self._is_held_out(episode))
+        self.memory.add(episodes)
         nats = self._count(episodes)
         first = self.settings.ensemble.pretrain_updates if self.updates == 0 else 0
         losses = [self._step(self._replayed()) for _ in range(first + self.settings.ensemble.updates)]
         self.metrics |= {
             "critic/loss": sum(losses) / len(losses), "switch/nats_gained": nats,
-            "critic/episodes": sum_numbers({"n": len(self.buffer.online) + len(self.held_out)}, self.device)["n"],
+            "critic/episodes": sum_numbers({"n": len(self.memory)}, self.device)["n"],
         }  # fmt: skip
 
     def exchange(self) -> bool:
@@ -162,7 +152,7 @@ class OptimisticCritic:
 
     def kept_episodes(self, count: int, with_offline: bool) -> list[Episode]:
         """`count` kept episodes of the newest epoch, half of them offline ones where asked for and there are any."""
-        return self.buffer.newest(self.updates, count, offline=with_offline) if count else []
+        return self.memory.buffer.newest(self.updates, count, offline=with_offline) if count else []
 
     @torch.no_grad()
     def token_values(self, batch: Transitions) -> Tensor:
@@ -189,23 +179,16 @@ class OptimisticCritic:
 
     def optimizer_state(self) -> dict[str, Any]:
         """The optimizer, the counters, the counted features and the episodes of all ranks. Collective."""
-        stores = {"buffer": self.buffer.state_dict(), "held_out": self.held_out.state_dict()}
         return {
             "optimizer": self.optimizer.state_dict(), "updates": self.updates, "actions": self.actions,
             "novelty": self.novelty.state_dict(), "controller": self.controller.state_dict(),
-            "in_set_K": self.in_set_K, "stores": gather_lists([stores]),
+            "in_set_K": self.in_set_K, "memory": self.memory.state_dict(),
         }  # fmt: skip
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """What `optimizer_state` gave. Raises CheckpointError where there are other ranks than then."""
-        if len(state["stores"]) != self.ranks:
-            raise CheckpointError(
-                f"the checkpoint holds the critic's episodes of {len(state['stores'])} ranks, now there are "
-                f"{self.ranks}: resume with {len(state['stores'])} ranks"
-            )
         self.optimizer.load_state_dict(state["optimizer"])
-        self.buffer.load_state_dict(state["stores"][self.rank]["buffer"])
-        self.held_out.load_state_dict(state["stores"][self.rank]["held_out"])
+        self.memory.load_state_dict(state["memory"])
         self.updates, self.actions, self.in_set_K = state["updates"], state["actions"], state["in_set_K"]
         self.novelty.load_state_dict(state["novelty"])
         self.controller.load_state_dict(state["controller"])
@@ -226,7 +209,7 @@ class OptimisticCritic:
         if batch is not None:
             loss = summed / max(total["count"], 1.0)
             if self._mex_weight:
-                weight = mex_weight(self._mex_weight, len(self.buffer.online)) / self.ranks
+                weight = mex_weight(self._mex_weight, len(self.memory)) / self.memory.ranks
                 loss = loss - weight * online.value_SK[batch.view.first_state_B].mean()
             loss.backward()
         sum_gradients(list(self.online.parameters()))
@@ -244,10 +227,8 @@ class OptimisticCritic:
 
     def _replayed(self) -> Transitions | None:
         """The next critic step's episodes; None where this rank has none."""
-        if not len(self.buffer.online) and not self.buffer.offline:
-            return None
-        share = max(1, self.settings.ensemble.episodes // self.ranks)
-        return self.transitions(self.buffer.batch(self.updates, share).episodes)
+        episodes = self.memory.batch(self.updates)
+        return self.transitions(episodes) if episodes else None
 
     @property
     def _mex_weight(self) -> float:
@@ -293,7 +274,7 @@ class OptimisticCritic:
         def guide(batch: Transitions) -> Predictions:
             return self._guide(network, batch)
 
-        held_out = self.transitions(list(self.held_out)) if len(self.held_out) else None
+        held_out = self._held_out()
         return excess(
             self.form, guide, self.online, train=self._replayed, held_out=held_out, reward_of=self._guide_rewards,
             actions=self.actions, steps=self.settings.switch.refit_steps, lr=self.settings.ensemble.lr,
@@ -312,9 +293,8 @@ class OptimisticCritic:
     @torch.no_grad()
     def _confidence_set(self) -> Tensor:
         """Members that fit unseen episodes about as well as the best one, (K,)."""
-        sums_K, actions = torch.zeros(self.online.members), 0.0
-        if len(self.held_out):
-            batch = self.transitions(list(self.held_out))
+        sums_K, actions, batch = torch.zeros(self.online.members), 0.0, self._held_out()
+        if batch is not None:
             own = self.form.predict(self.online, batch)
             sums_K = self.form.losses(own, own, batch, self._rewards(batch)).sum(0).cpu()
             actions = float(len(batch.view.state_A))
@@ -323,6 +303,10 @@ class OptimisticCritic:
         loss_K = torch.tensor([total[name] for name in names]) / max(total["actions"], 1.0)
         low, high = self.settings.value_bounds
         return confidence_set(loss_K, self.actions, set_radius(high - low, len(names), self.actions))
+
+    def _held_out(self) -> Transitions | None:
+        """Episodes that nobody learns from; None where this rank has none."""
+        return self.transitions(list(self.memory.held_out)) if len(self.memory.held_out) else None
 
     def _after_update(self, batch: Transitions | None) -> None:
         """After each critic step; collective."""
@@ -342,10 +326,6 @@ class OptimisticCritic:
             self.controller.gain(counted.nats_A, counted.bucket_A)
         return float(counted.nats_A.sum())
 
-    def _is_held_out(self, episode: Episode) -> bool:
-        share = self.settings.switch.held_out
-        return self.holds_out and derive_seed(self.config.run.seed, "held out", episode.id) % 10**6 < share * 10**6
-
     def _actions_of_the_longest(self) -> int:
         actions, environment = self.settings.actions, self.config.environment
         if actions.view == "turn":
@@ -355,22 +335,7 @@ class OptimisticCritic:
 
     @torch.no_grad()
     def _calibration(self, fresh: Transitions | None) -> dict[str, float]:
-        """How far returns of episodes that no member has seen are from the prompts' values, in the members' standard
-        deviations."""
-        sums = dict.fromkeys(("episodes", "ratio", "within one", "within two", "spread", "mean"), 0.0)
-        if fresh is not None:
-            value_BK = self.form.predict(self.online, fresh).value_SK[fresh.view.first_state_B].cpu()
-            spread_B = value_BK.std(-1).clamp_min(1e-6)
-            ratio_B = (self._own_outcome(fresh) - value_BK).mean(-1).abs() / spread_B
-            sums = {
-                "episodes": float(len(ratio_B)), "ratio": float(ratio_B.sum()), "spread": float(spread_B.sum()),
-                "within one": float((ratio_B <= 1).sum()), "within two": float((ratio_B <= 2).sum()),
-                "mean": float(value_BK.mean(-1).sum()),
-            }  # fmt: skip
-        total = sum_numbers(sums, self.device)
-        count = max(total["episodes"], 1.0)
-        return {
-            "critic/calibration": total["ratio"] / count, "critic/within_one_std": total["within one"] / count,
-            "critic/within_two_std": total["within two"] / count, "critic/prompt_spread": total["spread"] / count,
-            "critic/prompt_value": total["mean"] / count,
-        }  # fmt: skip
+        if fresh is None:
+            return calibration(None, None, self.device)
+        value_BK = self.form.predict(self.online, fresh).value_SK[fresh.view.first_state_B].cpu()
+        return calibration(value_BK, self._own_outcome(fresh), self.device)

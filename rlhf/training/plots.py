@@ -87,8 +87,14 @@ CHARTS = (
           {"critic/value_mean": "values", "critic/target_mean": "targets"}),
     Chart("Critic", "Optimism", "The frozen critic's value of a prompt less the mean reward; below 0 it promises too "
           "little.", {"critic/optimism_gap": "value less reward"}, reference=0.0),
-    Chart("Critic", "Exchanges", "Information gained since the critic that guides the policy was exchanged, in nats.",
-          {"switch/nats": "nats"}, smooth=False),
+    Chart("Critic", "Exchanges", "What has come together since the critic that guides the policy was exchanged: nats, "
+          "or excess loss.",
+          {"switch/statistic": "since the last", "switch/threshold": "exchanged at"}, smooth=False),
+    Chart("Critic", "Do the members know how wrong they are?", "Share of unseen episodes whose return is within one, "
+          "and two, of the members' standard deviations.",
+          {"critic/within_one_std": "one", "critic/within_two_std": "two"}, share=True),
+    Chart("Critic", "How far the policy leans on the critic", "kappa, in nats for a whole unit of value.",
+          {"actor/kappa": "kappa"}, smooth=False),
     Chart("Critic", "Disagreement", "Standard deviation of the members' values, mean over states.",
           {"critic/spread": "spread"}),
     Chart("Gain", "Reward for a unit of cost", "What the members have learned, what the policy is planned with, and "

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from rlhf.training.critic_checks import critic_checks
 from rlhf.training.evaluation_figures import by_figure, change_between, main_figure
 from rlhf.training.page import Check, write_page
 from rlhf.training.plots import draw_all, series, sparkline
@@ -128,6 +129,7 @@ def checks(metrics: Sequence[Record], config: Mapping[str, Any]) -> list[Check]:
         found.append(Check(of_turns or values[-1] <= 0.3, text))
     if values := _values(metrics, "groups/zero_signal_share"):
         found.append(Check(values[-1] <= 0.8, f"groups without a signal: {format_share(values[-1])} in the last step"))
+    found += critic_checks(metrics)
     return sorted(found, key=lambda check: check.passed)
 
 

@@ -41,4 +41,4 @@ def check_restart(
     run("stopped", STEPS // 2)
     run("stopped", STEPS)
     assert read("stopped") == read("straight")
-    assert read("straight")[0][-1]["gradient/norm"] > 0
+    assert any(record.get("gradient/norm", 0) > 0 for record in read("straight")[0]), "the policy has learned"

@@ -151,4 +151,4 @@ def test_episodes_of_other_ranks_are_refused(model: str, tmp_path: Path) -> None
     critic = make_with_critic(optimistic_config(model), tmp_path)[0].critic
     state = critic.optimizer_state()
     with pytest.raises(CheckpointError, match="episodes of 2 ranks, now there are 1: resume with 2 ranks"):
-        critic.load_optimizer_state(state | {"stores": state["stores"] * 2})
+        critic.load_optimizer_state(state | {"memory": {"ranks": state["memory"]["ranks"] * 2}})

@@ -1,20 +1,31 @@
 """Critics over candidate tokens and policies that are matched to them, on a random model of two layers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from transformers import AutoTokenizer
 
 from rlhf.algorithms.mirror_descent import mirror_target, with_rest
+from rlhf.config.sources import ConfigError
 from rlhf.data.episodes import Episode
+from rlhf.data.errors import DataError
+from rlhf.data.offline_episodes import load_offline_samples
+from rlhf.models.embedded import resolve_model_path
+from rlhf.models.loading import load_policy
 from rlhf.models.packing import TrainingSequence, pack
 from rlhf.trainers.build_critic import make_critic
 from rlhf.training.critic_transitions import episode_of, transitions_of
 from rlhf.training.learner import Learner
 from rlhf.training.optimistic_critic import OptimisticCritic
-from tests.trainers.tiny_critics import make_with_critic, weights_of
+from tests.tiny_runs import save_tiny_model
+from tests.trainers.restarts import check_restart
+from tests.trainers.tiny_critics import make_with_critic, optimistic_config, weights_of
 from tests.trainers.tiny_language import VOCABULARY, as_of, save_tiny_language, sentences, token_config
 
 
@@ -157,7 +168,7 @@ def test_offline_and_online_episodes_have_their_exact_shares(model: str, tmp_pat
     _, critic = with_offline(config, tmp_path)
     critic.learn(critic.read(sentences()))
     for step in range(10):
-        drawn = critic.buffer.batch(step, 8)
+        drawn = critic.memory.buffer.batch(step, 8)
         names = [episode.id.startswith("offline") for episode in drawn.episodes]
         assert sum(names) == drawn.offline == 2
     assert critic.actions == sum(len(s.completion_ids) for s in [*sentences(), *sentences(12, seed=9)])
@@ -243,9 +254,9 @@ def test_an_excess_exchange_needs_a_better_critic(model: str, tmp_path: Path) ->
         causes.append(critic.metrics["switch/exchanged"] or critic.metrics.get("switch/refused", 0))
         assert critic.metrics["switch/threshold"] == pytest.approx(5 * critic.tolerance)
     assert critic.epoch >= 1 and any(causes)
-    assert len(critic.held_out) + len(critic.buffer.online) == 48 and len(critic.held_out) > 5
-    held_out = {episode.id for episode in critic.held_out}
-    assert not held_out & {episode.id for episode in critic.buffer.online}, "nobody learns from held-out episodes"
+    assert len(critic.memory.held_out) + len(critic.memory.buffer.online) == 48 and len(critic.memory.held_out) > 5
+    held_out, learned = ({e.id for e in store} for store in (critic.memory.held_out, critic.memory.buffer.online))
+    assert not held_out & learned, "nobody learns from held-out episodes"
     frozen = weights_of(critic.frozen)
     with torch.no_grad():
         for parameter in critic.online.parameters():
@@ -298,7 +309,7 @@ def test_reference_returns_teach_until_the_first_exchange(model: str, tmp_path: 
     samples = [sample for sample in sentences(8) if sample.prompt.id == "p:0"]
     batch = critic.read(samples)
     critic.learn(batch)
-    value = float(critic.form.predict(critic.online, batch).value_SK[batch.view.first_state_B].mean())
+    value = float(critic.form.predict(critic.online, batch).value_SK[batch.view.first_state_B].mean().detach())
     returns = torch.tensor([sample.reward for sample in samples])
     assert value == pytest.approx(0.2 * float((returns / 0.2).exp().mean().log()), abs=0.03)
     critic.exchange()
@@ -339,4 +350,78 @@ def test_the_critic_is_made_for_what_it_is_asked(model: str, tmp_path: Path) -> 
     ]:
         with pytest.raises(ValueError, match=message):
             token_config("x", **algorithm)
-    assert make_critic is not None
+
+
+def offline_file(folder: Path) -> str:
+    """Sums with right answers and a wrong one."""
+    rows = [
+        {"prompt": [{"role": "user", "content": f"What is {a} + 2? Answer with only the number."}],
+         "completion": [{"role": "assistant", "content": str(a + 2 + a % 3)}], "reward": float(a % 3 == 0)}
+        for a in range(12)
+    ]  # fmt: skip
+    file = folder / "offline.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+CRITICS = {"members": 4, "updates": 4, "episodes": 8, "candidates": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "preset": "nora_token", "ensemble": CRITICS, "actor": {"reset": "hard", "replay_episodes": 4},
+            "switch": {"kind": "excess", "tolerance": 1e-9, "refit_steps": 5, "member_steps": 20, "min_steps": 1},
+        },
+        # stopped in the middle of the first epoch
+        {
+            "preset": "nora_hybrid", "actions": {"chunk_tokens": 3}, "ensemble": CRITICS, "sync": {"when": "switch"},
+            "switch": {"features": 8, "nats": 1e9, "min_steps": 1, "max_steps": 3},
+        },
+    ],
+)  # fmt: skip
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(settings: dict[str, Any], tmp_path: Path) -> None:
+    tiny = save_tiny_model(tmp_path / "tiny")
+    algorithm = {**settings, "offline": {"path": offline_file(tmp_path), "share": 0.25, "final_share": 0.25}}
+    check_restart("optimistic_actor_critic", optimistic_config(tiny, algorithm=algorithm), tmp_path)
+
+
+def test_offline_rows_are_checked(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model_path("embedded:smollm2-135m-instruct"))
+    limits = dict(max_prompt_tokens=64, max_completion_tokens=8, bounds=(0.0, 1.0))
+    samples = load_offline_samples(offline_file(tmp_path), tokenizer, **limits)
+    assert [sample.reward for sample in samples] == [1.0, 0.0, 0.0] * 4
+    assert tokenizer.decode(samples[3].completion_ids) == "5<|im_end|>"
+    message = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
+    for row, said in [
+        (message | {"reward": 2.0}, r"field 'reward': is 2, and algorithm\.actions\.bounds are \[0, 1\]"),
+        (message | {"reward": "x"}, "must be a number: what the completion earned"),
+        ({"text": "a b", "reward": 1.0}, "has a prompt and a completion, as fields of their own"),
+    ]:
+        file = tmp_path / "bad.jsonl"
+        file.write_text(json.dumps(row) + "\n")
+        with pytest.raises(DataError, match=said):
+            load_offline_samples(str(file), tokenizer, **limits)
+
+
+@pytest.mark.parametrize("coverage", ["error", "warn", "off"])
+def test_a_critic_without_optimism_asks_for_coverage(
+    coverage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny = save_tiny_model(tmp_path / "tiny")
+    offline = {"path": offline_file(tmp_path), "coverage": coverage}
+    config = optimistic_config(tiny, algorithm={"preset": "noah", "offline": offline, "actions": {"chunk_tokens": 3}})
+    policy, reference = load_policy(config.model), load_policy(config.model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    if coverage == "error":
+        with pytest.raises(ConfigError, match="use preset nora_hybrid, which does not rest on coverage"):
+            make_critic(config, policy, reference, Accelerator(cpu=True), tokenizer)
+        return
+    critic = make_critic(config, policy, reference, Accelerator(cpu=True), tokenizer)
+    assert ("relative condition number" in caplog.text) == (coverage == "warn")
+    assert critic.optimism.kind == "none" and len(critic.memory.buffer.offline) == 12
+    # actions like those that were counted: p of them, by the trace of the identity, less the ridge's part
+    everything = critic.transitions(critic.memory.offline)
+    assert 1 < critic.novelty.coverage(everything) < config.algorithm.switch.features + 1
