@@ -76,6 +76,8 @@ def main() -> None:
     """Run what is missing, print the table, and where asked write it with its curves."""
     arguments = parse_arguments()
     jobs = [(method, seed) for seed in range(arguments.seeds) for method in arguments.methods]
+    if arguments.finished:
+        jobs = [job for job in jobs if (arguments.folder / run_name(arguments, *job) / "report.html").exists()]
     with ProcessPoolExecutor(arguments.workers, initializer=_use_threads, initargs=(arguments.workers,)) as pool:
         outcomes = list(pool.map(functools.partial(run, arguments), *zip(*jobs, strict=True)))
     found: dict[str, list[Outcome]] = defaultdict(list)
@@ -103,6 +105,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="runs at a time; threads are shared among them")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "value-based", help="runs are kept here")
     parser.add_argument("--out", type=Path, help="write the table to this markdown file, its curves beside it")
+    parser.add_argument("--finished", action="store_true", help="run nothing: a table of the runs that are there")
     parser.add_argument("--quick", action="store_true", help="2 seeds of 3 steps")
     parsed = parser.parse_args()
     task = TASKS[parsed.task]
@@ -128,15 +131,20 @@ def run(arguments: argparse.Namespace, method: str, seed: int) -> Outcome:
         settings |= {"data.level": task.level, "evaluation.prompts": HELD_OUT}
     if method == "nora_hybrid":
         settings["algorithm.offline.path"] = offline_solutions(arguments.folder, task.level, arguments.offline)
-    suffix = "" if arguments.steps == task.steps else f"-steps{arguments.steps}"
-    name = f"{arguments.task}-{method}{suffix}-seed{seed}"
     folder = finished_run(
-        recipe, ROOT / "configs" / recipe / f"{config}.yaml", arguments.folder, name, settings | changes
-    )
+        recipe, ROOT / "configs" / recipe / f"{config}.yaml", arguments.folder, run_name(arguments, method, seed),
+        settings | changes,
+    )  # fmt: skip
     outcome = read_outcome(folder, is_session=task.level is None)
     told = ", ".join(f"{label} {value:.3g}" for label, value in outcome.figures.items())
     print(f"{method}, seed {seed}: {told}", file=sys.stderr, flush=True)
     return outcome
+
+
+def run_name(arguments: argparse.Namespace, method: str, seed: int) -> str:
+    """Of the run's folder."""
+    suffix = "" if arguments.steps == TASKS[arguments.task].steps else f"-steps{arguments.steps}"
+    return f"{arguments.task}-{method}{suffix}-seed{seed}"
 
 
 def offline_solutions(folder: Path, level: int, count: int) -> Path:
@@ -180,7 +188,7 @@ def read_outcome(folder: RunFolder, *, is_session: bool) -> Outcome:
         curve = [float(record["reward/mean"]) for record in metrics]
     figures["exchanges"] = sum(float(record.get("switch/exchanged", 0.0)) for record in metrics)
     figures["syncs"] = float(metrics[-1].get("actor/syncs", len(metrics)))
-    figures["|return - v| / std"] = mean("critic/calibration")
+    figures["calibration"] = mean("critic/calibration")
     return Outcome(figures, curve, right)
 
 
@@ -190,23 +198,27 @@ def lay_out(arguments: argparse.Namespace, found: Mapping[str, Sequence[Outcome]
     names = list(found[baseline][0].figures)
     lines = []
     for method, outcomes in found.items():
-        cells = [method]
+        cells = [f"{method} ({len(outcomes)})"]
         for place, name in enumerate(names):
             values = [outcome.figures[name] for outcome in outcomes]
-            spread = f"{statistics.mean(values):.2f} ({statistics.stdev(values):.2f})"
-            cells.append("" if math.isnan(values[0]) else spread)
+            if math.isnan(values[0]):
+                cells.append("")
+                continue
+            cells.append(f"{statistics.mean(values):.2f}")
+            cells[-1] += f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
             if place == 0 and outcomes[0].right is not None:
                 low, high = wilson_interval(sum(o.right for o in outcomes), HELD_OUT * len(outcomes))
                 cells[-1] += f" [{100 * low:.1f}, {100 * high:.1f}]"
-            if place == 0 and method != baseline:
+            if place == 0 and method != baseline and min(len(values), len(found[baseline])) > 1:
                 others = [outcome.figures[name] for outcome in found[baseline]]
                 gap, low, high = comparison.welch(values, others)
                 cells[-1] += f"; {gap:+.2f} [{low:+.2f}, {high:+.2f}]"
         lines.append(cells)
     about = (
-        f"{MODEL}, {arguments.steps} steps at lr {arguments.lr:g}, AdamW, float32, {arguments.seeds} seeds: mean (sd "
-        f"over seeds) [95 % of all held-out answers, Wilson]; difference to {baseline} with its 95 % interval (Welch). "
-        "Late: the last quarter of the steps. Calibration is of the ensemble on episodes that it has not seen."
+        f"{MODEL}, {arguments.steps} steps at lr {arguments.lr:g}, AdamW, float32; by method (seeds) the mean (sd over "
+        f"seeds) [95 % of all held-out answers, Wilson]; difference to {baseline} with its 95 % interval (Welch). "
+        "Late: the last quarter of the steps. Calibration: mean distance of the returns of unseen episodes from the "
+        "members' mean value, in their standard deviations."
     )
     title = f"# Value-based learning, {arguments.task}"
     return "\n\n".join([title, about, table.markdown(["", *names], lines)]) + "\n"

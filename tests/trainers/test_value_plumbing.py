@@ -372,7 +372,8 @@ CRITICS = {"members": 4, "updates": 4, "episodes": 8, "candidates": 5}
     "settings",
     [
         {
-            "preset": "nora_token", "ensemble": CRITICS, "actor": {"reset": "hard", "replay_episodes": 4},
+            "preset": "nora_token", "ensemble": CRITICS | {"lr": 0.01, "path_spans": []},
+            "actor": {"reset": "hard", "replay_episodes": 4},
             "switch": {"kind": "excess", "tolerance": 1e-9, "refit_steps": 5, "member_steps": 20, "min_steps": 1},
         },
         # stopped in the middle of the first epoch
