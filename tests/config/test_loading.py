@@ -149,7 +149,8 @@ def test_required_sections_are_named_with_the_flags_that_give_them():
         "data is required: give --data.type arithmetic|countdown|number_guessing|dataset",
     ]
     assert refuse("--model.path", "m", "--data.max_prompt_tokens", "9") == [
-        "--data.max_prompt_tokens needs a `type`: one of arithmetic, countdown, number_guessing, dataset (--data.type ...)"
+        "--data.max_prompt_tokens needs a `type`: one of arithmetic, countdown, number_guessing, dataset "
+        "(--data.type ...)"
     ]
 
 
