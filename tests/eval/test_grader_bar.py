@@ -33,8 +33,9 @@ def test_the_bar(cases: list[Row]) -> None:
     assert report.slowest[0][1] < 1.0 and report.over_a_second == report.killed == 0
     assert not report.payload_ran
     assert report.peak_mib < 256
-    # twice the wanted 0.1 ms and 2 ms: other processes share the caches
-    assert report.median_ms <= 0.2 and report.p95_ms <= 4.0
+    # times themselves are of the machine: a quarter of a peer's at most, measured beside it
+    peer = policy_report(cases, "math-verify", timeout_s=10.0)
+    assert report.median_ms <= 0.25 * peer.median_ms and report.p95_ms <= 0.25 * peer.p95_ms
 
 
 def test_eight_threads_give_the_verdicts_of_one(cases: list[Row]) -> None:

@@ -19,6 +19,9 @@ CASES = {
     "sequence": ("capo", WIDE | {"max_policy_shift": 2.0, "rule": "sequence"}),
 }  # fmt: skip
 
+# of the second step's gradient: the first has rounded otherwise on the way, by how much depends on the CPU's kernels
+CLOSE = 1e-5
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
@@ -30,7 +33,7 @@ def test_micro_batches(model, tmp_path, case):
     for budget in (96, 48, 1):
         gradient, others, _ = capo_step(model, tmp_path, preset, budget, **limits)
         assert torch.equal(others, accepted)
-        assert distance(gradient, whole) < 1e-6
+        assert distance(gradient, whole) < CLOSE
 
 
 @pytest.mark.slow
@@ -44,7 +47,7 @@ def test_sequences_are_judged_whole_or_by_what_their_tokens_left(model, tmp_path
     whole, accepted, _ = capo_step(model, tmp_path, preset, 10_000, **both)
     assert set(accepted.tolist()) <= by_token
     gradient, others, _ = capo_step(model, tmp_path, preset, 48, **both)
-    assert torch.equal(others, accepted) and distance(gradient, whole) < 1e-6
+    assert torch.equal(others, accepted) and distance(gradient, whole) < CLOSE
 
 
 @pytest.mark.slow
@@ -63,4 +66,4 @@ def test_ranks(model, tmp_path):
     for name, (preset, limits) in CASES.items():
         whole, accepted, _ = capo_step(model, tmp_path, preset, 10_000, **limits)
         assert torch.equal(on_ranks[f"{name}_accepted"], accepted), name
-        assert distance(on_ranks[name], whole) < 1e-6, name
+        assert distance(on_ranks[name], whole) < CLOSE, name
