@@ -34,11 +34,13 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftM
         return get_peft_model(model, peft_config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
 
 
-def base_weights(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """(HF name, tensor) of the base without its adapters."""
+def base_weights(
+    model: PeftModel, state: Mapping[str, torch.Tensor] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(HF name, tensor) of the base without its adapters. `state`: see `merged_weights`."""
     for name, parameter in model.get_base_model().named_parameters():
         if ".lora_" not in name:
-            yield name.replace(BASE, "."), parameter.detach()
+            yield name.replace(BASE, "."), (parameter if state is None else state[name]).detach()
 
 
 def merged_weights(

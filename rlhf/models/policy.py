@@ -6,7 +6,7 @@ piece only there.
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -48,6 +48,22 @@ class Reading(NamedTuple):
     candidates: Candidates | None
 
 
+class WithoutPrefix(Mapping[str, torch.Tensor]):
+    """Tensors under names without their prefix. Each is looked up when it is asked for: it may have to be gathered."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], prefix: str) -> None:
+        self.tensors, self.prefix = tensors, prefix
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[self.prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self.prefix) for name in self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
 class Policy(nn.Module):
     """`model`: the HF model, or a PeftModel around it. `attention`: packed, or padded (the plain path)."""
 
@@ -87,7 +103,8 @@ class Policy(nn.Module):
         with_extras: bool = False,
         at_head: AtHead | None = None,
         candidate_id_Nm: torch.Tensor | None = None,
-    ) -> PolicyOutput:
+        task: Callable[[PackedBatch], Any] | None = None,
+    ) -> Any:
         """The loss sum_i objective(logp_i, entropy_i) over the batch's targets, and their statistics.
 
         `elementwise`: the loss of a token depends on that token only; one visit of the head (see `policy_head`).
@@ -96,13 +113,16 @@ class Policy(nn.Module):
         batch without targets gives a loss of 0 that depends on every trained parameter. `at_head` makes the objective
         from what enters the head (packed attention only). `candidate_id_Nm`: the objective gets the log-probs of these
         tokens, logp_Nm, in place of the targets'; `logp_N` is that of the first of them (packed attention only).
+        `task`: one of this module's own, done here in place of all that, where a sharded module has its weights.
         """
+        if task is not None:
+            return task(batch)
         if candidate_id_Nm is not None:
             return self._match_candidates(batch, objective, candidate_id_Nm)
         hidden_ND = None
         if at_head is not None:
             weight_VD, bias_V = self._head_weights()
-            hidden_ND = self.hidden(batch)
+            hidden_ND = self.final_states(batch)
             with torch.no_grad():
                 objective = at_head(hidden_ND.detach(), weight_VD.detach(), None if bias_V is None else bias_V.detach())
         if objective is None:
@@ -113,7 +133,7 @@ class Policy(nn.Module):
             weight_VD, bias_V = self._head_weights()
             return PolicyOutput(
                 *policy_head(
-                    self.hidden(batch) if hidden_ND is None else hidden_ND,
+                    self.final_states(batch) if hidden_ND is None else hidden_ND,
                     weight_VD,
                     batch.target_N,
                     objective,
@@ -135,7 +155,11 @@ class Policy(nn.Module):
         if not self.has_adapters:
             raise ValueError("reference_logps needs LoRA: without adapters, load the reference as a second policy")
         with torch.no_grad(), self.model.disable_adapter():
-            return self._statistics(batch, False).logp_N
+            return self(batch).logp_N
+
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """Final hidden states (N, D) at the positions that predict the targets. Packed attention only."""
+        return self(batch, task=self.final_states)
 
     def frozen_hidden(self, batch: PackedBatch) -> torch.Tensor:
         """As `hidden`, without gradients."""
@@ -146,7 +170,10 @@ class Policy(nn.Module):
     def read(self, batch: PackedBatch, candidates: int = 0) -> Reading:
         """States, log-probs and the `candidates` likeliest tokens (0: none) at the batch's targets, without gradients,
         from one forward pass. Packed attention only."""
-        hidden_ND, (weight_VD, bias_V) = self.hidden(batch), self._head_weights()
+        return self(batch, task=lambda batch: self._reading(batch, candidates))
+
+    def _reading(self, batch: PackedBatch, candidates: int) -> Reading:
+        hidden_ND, (weight_VD, bias_V) = self.final_states(batch), self._head_weights()
         statistics = token_statistics(hidden_ND, weight_VD, batch.target_N, bias_V=bias_V, settings=self.head)
         likely = None
         if candidates:
@@ -179,11 +206,13 @@ class Policy(nn.Module):
         for name, parameter in self.model.named_parameters():
             yield name, (parameter if values is None else values[name]).detach()
 
-    def reference_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def reference_weights(
+        self, state: Mapping[str, torch.Tensor] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """As `weights`, of the base without adapters. Raises ValueError for a policy without adapters."""
         if not isinstance(self.model, PeftModel):
             raise ValueError("reference_weights needs LoRA: without adapters, load the reference as a second policy")
-        return base_weights(self.model)
+        return base_weights(self.model, None if state is None else self._by_model_name(state))
 
     def save(
         self,
@@ -221,7 +250,7 @@ class Policy(nn.Module):
     ) -> PolicyOutput:
         weight_VD, bias_V = self._head_weights()
         found = candidate_statistics(
-            self.hidden(batch), weight_VD, candidate_id_Nm, bias_V=bias_V, settings=self.head
+            self.final_states(batch), weight_VD, candidate_id_Nm, bias_V=bias_V, settings=self.head
         )
         logp_Nm = found.logp_Nm.detach()
         loss = logp_Nm.new_zeros(()) if objective is None else objective(*found, slice(None)).sum()
@@ -235,7 +264,7 @@ class Policy(nn.Module):
             return statistics if with_extras else statistics._replace(collision_N=None, max_prob_N=None)
         weight_VD, bias_V = self._head_weights()
         return token_statistics(
-            self.hidden(batch) if hidden_ND is None else hidden_ND,
+            self.final_states(batch) if hidden_ND is None else hidden_ND,
             weight_VD,
             batch.target_N,
             bias_V=bias_V,
@@ -243,8 +272,8 @@ class Policy(nn.Module):
             with_extras=with_extras,
         )
 
-    def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """Final hidden states (N, D) at the positions that predict the targets. Packed attention only."""
+    def final_states(self, batch: PackedBatch) -> torch.Tensor:
+        """What `hidden` gives, for use inside a forward of this module."""
         output = self.causal_lm.get_decoder()(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
@@ -257,6 +286,5 @@ class Policy(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         return head.weight, getattr(head, "bias", None)
 
-    def _by_model_name(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        prefix = "model.base_model.model." if self.has_adapters else "model."
-        return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    def _by_model_name(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return WithoutPrefix(state, "model.base_model.model." if self.has_adapters else "model.")

@@ -35,7 +35,7 @@ def make_collector(
     return CalibratedCollector(
         rollouts, config.algorithm.calibration_samples,
         sync_reference=lambda: sync_weights(learner.reference_weights(), engine, REFERENCE),
-        sync_policy=lambda version: sync_weights(learner.policy.weights(), engine, version),
+        sync_policy=lambda version: sync_weights(learner.policy_weights(), engine, version),
     )  # fmt: skip
 
 

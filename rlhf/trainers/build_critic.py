@@ -8,25 +8,28 @@ from rlhf.config.loop import AverageRewardConfig
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.config.ppo import ActorCriticConfig
 from rlhf.config.recipe import RecipeConfig
+from rlhf.config.sharding import Sharding
 from rlhf.data.episodes import Episode
 from rlhf.data.offline_episodes import load_offline_samples
-from rlhf.models.loading import load_policy
 from rlhf.models.packing import TrainingSequence, pack
 from rlhf.models.policy import Policy
 from rlhf.training.algorithm import Critic
 from rlhf.training.average_reward_critic import AverageRewardCritic
+from rlhf.training.build_weights import load_trained_policy
 from rlhf.training.collectives import rank_of_world
 from rlhf.training.coverage import check_coverage
 from rlhf.training.critic_forms import CriticForm, ReferenceReturns, StateValues, TokenValues
 from rlhf.training.critic_learner import CriticLearner
 from rlhf.training.critic_transitions import Transitions, episode_of
+from rlhf.training.fsdp2_weights import whole_tensor
 from rlhf.training.optimistic_critic import OptimisticCritic
+from rlhf.training.optimizers import keeps_master_copies
 from rlhf.training.reference_reader import ReferenceReader
 
 
 def make_critic(
     config: RecipeConfig, policy: Policy, reference: Policy | None, accelerator: Accelerator,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None, sharding: Sharding = "ddp",
 ) -> Critic | None:  # fmt: skip
     """On a model of its own, on the policy's states, or on the reference's (`reference`, or the base under LoRA); None
     for algorithms without one. `tokenizer`: for offline episodes.
@@ -35,23 +38,26 @@ def make_critic(
     """
     algorithm = config.algorithm
     if isinstance(algorithm, OptimisticConfig):
-        return _ensemble(config, algorithm, policy, reference, accelerator, tokenizer)
+        return _ensemble(config, algorithm, policy, reference, accelerator, tokenizer, sharding)
     if not isinstance(algorithm, ActorCriticConfig):
         return None
     trains_trunk = algorithm.critic.trunk == "separate"
-    trunk = load_policy(config.model, seed=config.run.seed).to(accelerator.device) if trains_trunk else policy
-    return CriticLearner(trunk, config, algorithm.critic, accelerator, trains_trunk=trains_trunk)
+    trunk = policy
+    if trains_trunk:
+        copies = keeps_master_copies(algorithm.critic.optimizer)
+        trunk = load_trained_policy(config.model, accelerator, sharding, copies=copies, seed=config.run.seed)
+    return CriticLearner(trunk, config, algorithm.critic, accelerator, trains_trunk=trains_trunk, sharding=sharding)
 
 
 def _ensemble(
     config: RecipeConfig, algorithm: OptimisticConfig, policy: Policy, reference: Policy | None,
-    accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase | None,
+    accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase | None, sharding: Sharding,
 ) -> OptimisticCritic:  # fmt: skip
     ensemble = algorithm.ensemble
     reader = ReferenceReader(
         policy.read_reference if reference is None else reference.read,
         token_budget=config.batch.tokens_per_micro_batch, device=accelerator.device,
-        candidates=ensemble.candidates if ensemble.values_tokens else 0,
+        candidates=ensemble.candidates if ensemble.values_tokens else 0, is_sharded=sharding != "ddp",
     )  # fmt: skip
     hidden = policy.config.get_text_config().hidden_size
     form = _form(config, algorithm, policy, reference, hidden)
@@ -70,7 +76,8 @@ def _form(
     if not ensemble.values_tokens:
         kind = ReferenceReturns if ensemble.target == "mc_ref" else StateValues
         return kind(ensemble, hidden, algorithm.value_bounds, seed)
-    embedding_VD = (policy if reference is None else reference).causal_lm.get_output_embeddings().weight.detach()
+    weight = (policy if reference is None else reference).causal_lm.get_output_embeddings().weight
+    embedding_VD = whole_tensor(weight.detach())
 
     def policy_logps(batch: Transitions) -> Tensor:
         return candidate_logps(policy, batch)

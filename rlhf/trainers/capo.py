@@ -235,4 +235,4 @@ class CurvatureMasked(PolicyGradient):
 
     @staticmethod
     def _head_weight(learner: Learner) -> Tensor:
-        return learner.policy.causal_lm.get_output_embeddings().weight.detach()
+        return learner.whole_weight(learner.policy.causal_lm.get_output_embeddings().weight)

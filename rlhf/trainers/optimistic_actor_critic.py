@@ -48,7 +48,7 @@ class OptimisticActorCritic(PolicyGradient):
         """The critic learns and may be exchanged; then what the frozen one says of the samples."""
         critic = learner.critic
         filled = [sample for sample in samples if sample.completion_ids]
-        fresh = critic.read(filled) if filled else None
+        fresh = critic.read(filled)
         critic.learn(fresh)
         is_exchanged = critic.exchange()
         if is_exchanged:

@@ -1,6 +1,6 @@
 """From a configuration to a finished run: wires the rooms, resumes, trains, exports, reports."""
 
-import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,35 +17,32 @@ from rlhf.config.memory_plan import memory_plan
 from rlhf.config.model_shapes import find_shape
 from rlhf.config.recipe import RecipeConfig
 from rlhf.config.rules import longest_sequence
+from rlhf.config.sharding import sharding_from_environment
 from rlhf.config.sources import ConfigError
 from rlhf.data.order import PromptStream
 from rlhf.data.preference_source import load_preferences
 from rlhf.data.seeds import derive_seed
 from rlhf.data.sources import load_held_out, load_prompts
 from rlhf.data.types import Sample
-from rlhf.models.loading import load_policy, load_tokenizer
+from rlhf.models.loading import load_tokenizer
 from rlhf.rewards.scoring import RewardScorer
 from rlhf.rollouts.build import build_engine
 from rlhf.rollouts.dialogues import Dialogues
 from rlhf.trainers.build_collector import make_collector, reference_table
 from rlhf.trainers.build_critic import make_critic
 from rlhf.trainers.grpo import PolicyGradient
-from rlhf.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    config_differences,
-    newest_checkpoint,
-    prune,
-    save_checkpoint,
-)
+from rlhf.trainers.resuming import find_checkpoint, restore
+from rlhf.trainers.resuming import save as save_run
+from rlhf.training.build_weights import load_frozen_policy, load_trained_policy
 from rlhf.training.collectives import gather_lists
 from rlhf.training.dialogue_evaluation import DialogueEvaluator
 from rlhf.training.environment import describe_environment
 from rlhf.training.evaluation import Evaluator, HeldOutEvaluator
 from rlhf.training.guards import NonFiniteGuard
-from rlhf.training.launch_checks import check_launch
+from rlhf.training.launch_checks import check_launch, start_accelerator
 from rlhf.training.learner import Learner
 from rlhf.training.metrics import Trackers
+from rlhf.training.optimizers import keeps_master_copies
 from rlhf.training.progress import ProgressDisplay
 from rlhf.training.recorder import Recorder, peak_bytes
 from rlhf.training.report import write_report
@@ -74,17 +71,18 @@ def run(
             ["evaluation.benchmarks needs run(config, eval.in_training.benchmark_evaluators), as in recipes/grpo.py"]
         )
     start = time.perf_counter()
-    accelerator = Accelerator(
-        log_with=config.tracking.trackers or None, project_dir=str(Path(config.run.folder) / config.run.name)
+    sharding = sharding_from_environment(os.environ)
+    accelerator = start_accelerator(
+        sharding, log_with=config.tracking.trackers or None, project_dir=str(Path(config.run.folder) / config.run.name)
     )
-    check_launch(accelerator)
+    check_launch(accelerator, sharding)
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     progress = ProgressDisplay(config.batch.steps, accelerator.is_main_process)
     if accelerator.is_main_process:
         folder.create(to_yaml(config), resume=config.run.resume == "auto")
         folder.write_environment(describe_environment())
     accelerator.wait_for_everyone()
-    checkpoint = _resume(config, folder, progress)
+    checkpoint = find_checkpoint(config, folder, progress)
     progress.message(batch_table(config, accelerator.num_processes))
     progress.message(memory_text(config, accelerator.num_processes))
 
@@ -101,16 +99,18 @@ def run(
         else load_prompts(config.data, tokenizer, seed=config.run.seed)
     )  # fmt: skip
     stream = PromptStream(source, derive_seed(config.run.seed, "order"))
-    policy = load_policy(config.model, temperature=config.sampling.temperature, seed=config.run.seed).to(
-        accelerator.device
-    )
+    temperature = config.sampling.temperature
+    policy = load_trained_policy(
+        config.model, accelerator, sharding, copies=keeps_master_copies(config.optimizer), temperature=temperature,
+        seed=config.run.seed,
+    )  # fmt: skip
     reference = None
     if config.algorithm.needs_reference_model and config.model.lora is None:
-        reference = load_policy(config.model, temperature=config.sampling.temperature).to(accelerator.device)
-        reference.requires_grad_(False).eval()
+        reference = load_frozen_policy(config.model, accelerator, sharding, temperature=temperature)
     algorithm = make_algorithm(config.algorithm, config.completions_per_prompt)
-    critic = make_critic(config, policy, reference, accelerator, tokenizer)
-    learner = Learner(policy, config, accelerator, NonFiniteGuard(config.guards, folder.dumps), reference, critic)
+    critic = make_critic(config, policy, reference, accelerator, tokenizer, sharding)
+    guard = NonFiniteGuard(config.guards, folder.dumps)
+    learner = Learner(policy, config, accelerator, guard, reference, critic, sharding)
     engine = None if is_offline and not evaluators else build_engine(
         config.engine, config.model, tokenizer=tokenizer,
         longest_sequence=max([longest_sequence(config), *(each.longest_sequence for each in evaluators)]),
@@ -122,12 +122,12 @@ def run(
     recorder = Recorder(config, folder, accelerator, progress, trackers)
     step, pending = 0, []
     if checkpoint is not None:
-        step, pending = _restore(checkpoint, learner, stream, accelerator)
+        step, pending = restore(checkpoint, learner, stream, accelerator)
         if hasattr(algorithm, "load_state_dict"):
             algorithm.load_state_dict(checkpoint.state["algorithm"])
     version = step if checkpoint is None else checkpoint.state["policy_version"]
     if engine is not None:
-        sync_weights(policy.weights(), engine, version=version)
+        sync_weights(learner.policy_weights(), engine, version=version)
     if is_offline:
         algorithm.table = reference_table(config, stream, learner, folder.path / "reference_logps.safetensors", step)
     if accelerator.is_main_process:
@@ -137,7 +137,7 @@ def run(
     def save(at: int, waiting: list[Sample]) -> None:
         state = algorithm.state_dict() if hasattr(algorithm, "state_dict") else {}
         own = {"algorithm": state, "policy_version": trainer.version}
-        _save(config, folder, learner, stream, recorder, at, gather_lists(waiting), best, own)
+        save_run(config, folder, learner, stream, recorder, at, gather_lists(waiting), best, own)
 
     sampler = engine if dialogues is None else dialogues.on(engine)
     collector = make_collector(config, stream, sampler, scorer, recorder, algorithm, learner)
@@ -148,10 +148,13 @@ def run(
     try:
         with progress:
             finished = trainer.train()
+        is_exported = finished and config.checkpoint.export
+        if is_exported:
+            learner.save_policy(folder.model, tokenizer)
         if accelerator.is_main_process:
             if hasattr(algorithm, "tables"):
                 folder.write_tables(algorithm.tables(tokenizer))
-            _finish(config, folder, policy, tokenizer, recorder, progress, finished, time.perf_counter() - start)
+            _finish(config, folder, recorder, progress, is_exported, time.perf_counter() - start)
         # before the engine is closed: vLLM takes the process group down with it
         accelerator.wait_for_everyone()
     finally:
@@ -162,80 +165,6 @@ def run(
             engine.close()
         trackers.end()
     return folder.path
-
-
-def _resume(config: RecipeConfig, folder: RunFolder, progress: ProgressDisplay) -> Checkpoint | None:
-    checkpoint, problems = newest_checkpoint(folder.checkpoints)
-    for problem in problems:
-        progress.message(f"WARNING: {problem}. An older checkpoint is used")
-    if checkpoint is None:
-        return None
-    differences = config_differences(checkpoint.state["config"], to_dict(config))
-    if differences:
-        raise CheckpointError(
-            f"the checkpoint of step {checkpoint.state['step']} in {folder.checkpoints} was made with other settings:\n"
-            + "\n".join(differences)
-            + "\nGo back to those settings, or choose another run.name"
-        )
-    progress.message(f"resuming {folder.path} after step {checkpoint.state['step']}")
-    return checkpoint
-
-
-def _restore(
-    checkpoint: Checkpoint, learner: Learner, stream: PromptStream, accelerator: Accelerator
-) -> tuple[int, list[Sample]]:
-    state = checkpoint.state
-    if state["world_size"] != accelerator.num_processes and checkpoint.pending:
-        raise CheckpointError(
-            f"the checkpoint holds samples of {state['world_size']} ranks that were not learned from, now there are "
-            f"{accelerator.num_processes}: resume with {state['world_size']} ranks"
-        )
-    learner.load_state_tensors(checkpoint.weights)
-    learner.load_optimizer_state(checkpoint.optimizer)
-    learner.updates = state["updates"]
-    learner.guard.skipped_in_row = state["skipped_in_row"]
-    stream.load_state_dict(state["stream"])
-    share = len(checkpoint.pending) // accelerator.num_processes
-    rank = accelerator.process_index
-    return state["step"], checkpoint.pending[rank * share : (rank + 1) * share]
-
-
-def _save(
-    config: RecipeConfig, folder: RunFolder, learner: Learner, stream: PromptStream, recorder: Recorder,
-    step: int, pending: list[Sample], best: dict[str, float], own: dict[str, Any],
-) -> None:  # fmt: skip
-    accelerator = learner.accelerator
-    value = _value_to_keep(config.checkpoint.keep_best, recorder)
-    if value is not None and value >= best.get("value", -math.inf):
-        best |= {"value": value, "step": step}
-    optimizer = learner.optimizer_state()
-    if accelerator.is_main_process:
-        folder.sync()
-        state = {
-            "step": step,
-            "config": to_dict(config),
-            "stream": stream.state_dict(),
-            "updates": learner.updates,
-            "skipped_in_row": learner.guard.skipped_in_row,
-            "world_size": accelerator.num_processes,
-            "best": best,
-            **own,
-        }
-        save_checkpoint(folder.checkpoints, Checkpoint(state, learner.state_tensors(), optimizer, pending))
-        prune(folder.checkpoints, config.checkpoint.keep_last, int(best["step"]) if best else None)
-    accelerator.wait_for_everyone()
-
-
-def _value_to_keep(metric: str | None, recorder: Recorder) -> float | None:
-    """The metric that chooses the best checkpoint, None where this step has none."""
-    if metric is None or metric in recorder.latest:
-        return metric and recorder.latest[metric]
-    # evaluations are rarer than checkpoints; but a name that none of them has is a mistake
-    is_awaited = metric.startswith("evaluation/") and not any(n.startswith("evaluation/") for n in recorder.latest)
-    if not is_awaited:
-        known = ", ".join(sorted(recorder.latest))
-        recorder.progress.message(f"WARNING: checkpoint.keep_best: there is no metric {metric!r}; there are {known}")
-    return None
 
 
 def _held_out_evaluators(
@@ -254,8 +183,8 @@ def _held_out_evaluators(
 
 
 def _finish(
-    config: RecipeConfig, folder: RunFolder, policy, tokenizer, recorder: Recorder, progress: ProgressDisplay,
-    finished: bool, seconds: float
+    config: RecipeConfig, folder: RunFolder, recorder: Recorder, progress: ProgressDisplay, is_exported: bool,
+    seconds: float,
 ) -> None:  # fmt: skip
     shape = _shape(config)
     if shape is not None:
@@ -264,8 +193,7 @@ def _finish(
         )
         folder.write_memory_plan([(item.name, item.bytes) for item in plan.items], peak_bytes())
     places: dict[str, object] = {}
-    if finished and config.checkpoint.export:
-        policy.save(folder.model, tokenizer)
+    if is_exported:
         places["model"] = folder.model
     places["report"] = write_report(folder)
     places["run folder"] = folder.path

@@ -1,6 +1,7 @@
 """What TRL's trainers need to run as a stage of ours: our optimizers, schedule, order of rows, run folder, resume."""
 
 import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import (
 
 from rlhf.config.loading import to_dict, to_yaml
 from rlhf.config.optimizer import OptimizerConfig, ScheduleConfig
+from rlhf.config.sharding import sharding_from_environment
 from rlhf.config.sources import ConfigError
 from rlhf.config.stage import StageConfig
 from rlhf.data.order import PromptOrder
@@ -134,7 +136,7 @@ def open_folder(config: StageConfig) -> tuple[RunFolder, str | None]:
     Raises CheckpointError where that was made with other settings, FileExistsError under `run.resume: never`.
     """
     state = PartialState()
-    check_launch(state)
+    check_launch(state, sharding_from_environment(os.environ))
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     checkpoint = newest_whole(folder.checkpoints)
     if checkpoint is not None and folder.config.exists():

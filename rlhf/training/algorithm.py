@@ -11,6 +11,7 @@ from rlhf.algorithms.token_fields import TokenFields
 from rlhf.training.batch import TrainingSample
 
 if TYPE_CHECKING:
+    from rlhf.training.build_weights import Weights
     from rlhf.training.learner import Learner
 
 Objective = Callable[[Tensor, Tensor, slice], Tensor]
@@ -88,6 +89,9 @@ class Critic(Protocol):
     def state_tensors(self) -> dict[str, Tensor]: ...
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+    def sharded_weights(self) -> dict[str, "Weights"]:
+        """What each rank has a part of, by name: it is saved in shards."""
 
     def optimizer_state(self) -> dict[str, Any]:
         """Tensors and primitives. Collective."""

@@ -6,22 +6,26 @@ checkpoints/step-000004/
   weights.safetensors   float32 master weights by name
   optimizer.pt          the optimizer's state (tensors and numbers only)
   pending.jsonl         samples that were generated and not yet learned from
+  shard-00000-of-00008.safetensors    where FSDP2 or ZeRO divide them: one rank's part of weights and optimizer state
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlhf.data.sample_json import sample_from_json, sample_to_json
 from rlhf.data.types import Sample
+from rlhf.training.collectives import barrier, gather_lists, rank_of_world
+from rlhf.training.shard_files import PATTERN, Stretch, shard_name, write_shard
 
 MANIFEST = "manifest.json"
 # what may differ between a checkpoint's config and the resuming one: it changes neither samples nor gradients
@@ -43,12 +47,14 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint holds. `state` has at least `step` and `config`."""
+    """What a checkpoint holds. `state` has at least `step` and `config`. `shards`: the files of ranks, where there are
+    some."""
 
     state: dict[str, Any]
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     pending: list[Sample]
+    shards: tuple[Path, ...] = ()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -56,36 +62,88 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
     Raises CheckpointError naming the path and the free space.
     """
-    target = folder / f"step-{checkpoint.state['step']:06d}"
-    staging = folder / f".{target.name}.writing"
+    target = _target(folder, checkpoint)
+    staging = _staging(target)
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in checkpoint.weights.items()},
-            staging / "weights.safetensors",
-        )
-        torch.save(checkpoint.optimizer, staging / "optimizer.pt")
-        (staging / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
-        lines = [json.dumps(sample_to_json(sample)) for sample in checkpoint.pending]
-        (staging / "pending.jsonl").write_text("".join(line + "\n" for line in lines))
-        manifest = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in [*staging.iterdir(), staging]:
-            _fsync(path)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staging, target)
-        _fsync(folder)
+        _begin(staging)
+        _write_whole(staging, checkpoint)
+        _commit(staging, target)
     except Exception as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        # torch and safetensors wrap a full disk in errors of their own
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-        raise CheckpointError(
-            f"checkpoint {target} could not be written ({error}; {free / 2**20:,.0f} MiB free there). Earlier "
-            f"checkpoints are "
-            "whole: free some space and start the same command again to resume"
-        ) from error
+        raise _failed(target, error) from error
     return target
+
+
+def save_sharded_checkpoint(folder: Path, checkpoint: Checkpoint, stretches: Iterable[Stretch]) -> Path:
+    """As `save_checkpoint`, with a file of each rank's stretches beside what the first rank has whole. Collective: the
+    folder is seen by all ranks, and none goes on before all have written. Raises CheckpointError on all of them."""
+    target = _target(folder, checkpoint)
+    staging, (rank, ranks) = _staging(target), rank_of_world()
+    _together(target, (lambda: _begin(staging)) if rank == 0 else None)
+    _together(target, lambda: write_shard(staging / shard_name(rank, ranks), stretches))
+
+    def finish() -> None:
+        _write_whole(staging, checkpoint)
+        _commit(staging, target)
+
+    _together(target, finish if rank == 0 else None)
+    return target
+
+
+def _together(target: Path, work: Callable[[], None] | None) -> None:
+    """One phase on all ranks. An error of any of them ends it everywhere."""
+    own: Exception | None = None
+    try:
+        if work is not None:
+            work()
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        own = error
+    told = [text for text in gather_lists(["" if own is None else f"rank {rank_of_world()[0]}: {own}"]) if text]
+    if told:
+        barrier()
+        raise _failed(target, RuntimeError("; ".join(told))) from own
+
+
+def _target(folder: Path, checkpoint: Checkpoint) -> Path:
+    return folder / f"step-{checkpoint.state['step']:06d}"
+
+
+def _staging(target: Path) -> Path:
+    return target.with_name(f".{target.name}.writing")
+
+
+def _begin(staging: Path) -> None:
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+
+
+def _write_whole(staging: Path, checkpoint: Checkpoint) -> None:
+    weights = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.weights.items()}
+    save_file(weights, staging / "weights.safetensors")
+    torch.save(checkpoint.optimizer, staging / "optimizer.pt")
+    (staging / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
+    lines = [json.dumps(sample_to_json(sample)) for sample in checkpoint.pending]
+    (staging / "pending.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def _commit(staging: Path, target: Path) -> None:
+    manifest = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
+    (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in [*staging.iterdir(), staging]:
+        _fsync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(staging, target)
+    _fsync(target.parent)
+
+
+def _failed(target: Path, error: Exception) -> CheckpointError:
+    folder = target.parent
+    shutil.rmtree(_staging(target), ignore_errors=True)
+    # torch and safetensors wrap a full disk in errors of their own
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    return CheckpointError(
+        f"checkpoint {target} could not be written ({error}; {free / 2**20:,.0f} MiB free there). Earlier "
+        f"checkpoints are whole: free some space and start the same command again to resume"
+    )
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -109,6 +167,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         weights=load_file(path / "weights.safetensors"),
         optimizer=torch.load(path / "optimizer.pt", weights_only=True),
         pending=pending,
+        shards=tuple(sorted(path.glob(PATTERN))),
     )
 
 

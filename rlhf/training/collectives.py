@@ -43,6 +43,12 @@ def maximum(value: int, device: torch.device) -> int:
     return int(tensor)
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    if is_distributed():
+        dist.barrier()
+
+
 def gather_lists(values: list[Any]) -> list[Any]:
     """The ranks' lists, concatenated in the order of ranks, on every rank."""
     if not is_distributed():

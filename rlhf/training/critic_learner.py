@@ -1,5 +1,6 @@
 """The critic's side of an actor-critic: values of states, and steps towards their targets, under one denominator."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,16 +11,20 @@ from torch import Tensor, nn
 from rlhf.algorithms.generalised_advantages import value_loss
 from rlhf.config.ppo import CriticConfig
 from rlhf.config.recipe import RecipeConfig
+from rlhf.config.sharding import Sharding
 from rlhf.data.seeds import derive_seed
-from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
+from rlhf.models.packing import PackedBatch, TrainingSequence, pack
 from rlhf.models.policy import Policy
 from rlhf.models.value_head import ValueHead
+from rlhf.training.build_weights import Weights, make_weights
 from rlhf.training.checkpoint import part_of, prefixed
 from rlhf.training.collectives import sum_gradients, sum_numbers
+from rlhf.training.even_batches import rank_micro_batches
 from rlhf.training.guards import TrainingStopped
-from rlhf.training.master_weights import MasterWeights
+from rlhf.training.master_weights import clip_factor
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.schedule import learning_rate_factor
+from rlhf.training.sharded_state import group_settings, load_group_settings
 
 HEAD, TRUNK = "head.", "trunk."
 
@@ -33,25 +38,18 @@ class CriticLearner:
 
     def __init__(
         self, trunk: Policy, config: RecipeConfig, settings: CriticConfig, accelerator: Accelerator, *,
-        trains_trunk: bool,
+        trains_trunk: bool, sharding: Sharding = "ddp",
     ) -> None:  # fmt: skip
         self.trunk, self.config, self.settings, self.trains_trunk = trunk, config, settings, trains_trunk
         self.device = accelerator.device
         self.head = ValueHead(trunk.config.get_text_config().hidden_size, settings.bounds).to(self.device)
-        seed = derive_seed(config.run.seed, "critic")
-        named = dict(trunk.named_parameters()) if trains_trunk else {}
-        if trains_trunk:
-            # the LM head takes no part; where it is tied to the embeddings it is not among the named parameters
-            output = trunk.causal_lm.get_output_embeddings().weight
-            inputs = trunk.causal_lm.get_input_embeddings().weight
-            named = {name: p for name, p in named.items() if p is not output or output is inputs}
-        self.weights = MasterWeights(named, copies=keeps_master_copies(settings.optimizer))
-        masters = dict(zip(self.weights.names, self.weights.masters, strict=True))
+        self.is_sharded = sharding != "ddp"
+        self.weights = self._trunk_weights(accelerator, sharding) if trains_trunk else None
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "head": torch.optim.AdamW(self.head.parameters(), lr=settings.head_lr, weight_decay=0.0)
         }
-        if trains_trunk:
-            self.optimizers["trunk"] = build_optimizer(settings.optimizer, trunk, masters, seed)
+        if self.weights is not None:
+            self.optimizers["trunk"] = self.weights.optimizer
         self.peaks = {n: [group["lr"] for group in o.param_groups] for n, o in self.optimizers.items()}
         self.updates = 0
         self.total_updates = config.batch.steps * config.batch.minibatches * settings.epochs
@@ -62,7 +60,7 @@ class CriticLearner:
         result: list[tuple[float, ...]] = [()] * len(sequences)
         self.trunk.eval()
         with torch.no_grad():
-            for members in micro_batches(sequences, self.config.batch.tokens_per_micro_batch):
+            for members in self._micro_batches(sequences):
                 part = [sequences[index] for index in members]
                 value_N = self._forward(pack(part).to(self.device))
                 for index, values in zip(members, value_N.split([s.targets for s in part]), strict=True):
@@ -93,23 +91,35 @@ class CriticLearner:
         self.metrics = {"critic/loss": sum(losses) / len(losses), **self._fit(targets, old_values)}
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Trunk masters and head by name."""
-        return prefixed(HEAD, self.head.state_dict()) | prefixed(TRUNK, self.weights.state_dict())
+        """Trunk masters, where they are whole, and head by name."""
+        trunk = {} if self.weights is None or self.is_sharded else self.weights.state_dict()
+        return prefixed(HEAD, self.head.state_dict()) | prefixed(TRUNK, trunk)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """What `state_tensors` gave."""
         self.head.load_state_dict(part_of(tensors, HEAD))
-        self.weights.load_state_dict(part_of(tensors, TRUNK))
+        if self.weights is not None and not self.is_sharded:
+            self.weights.load_state_dict(part_of(tensors, TRUNK))
+
+    def sharded_weights(self) -> dict[str, Weights]:
+        """What each rank has a part of."""
+        return {"critic": self.weights} if self.weights is not None and self.is_sharded else {}
 
     def optimizer_state(self) -> dict[str, Any]:
         """Of each optimizer by name, and the number of steps."""
-        return {"updates": self.updates} | {name: each.state_dict() for name, each in self.optimizers.items()}
+        return {"updates": self.updates} | {
+            name: group_settings(each) if self._is_in_shards(name) else each.state_dict()
+            for name, each in self.optimizers.items()
+        }
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """What `optimizer_state` gave."""
         self.updates = state["updates"]
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state[name])
+            if self._is_in_shards(name):
+                load_group_settings(optimizer, state[name])
+            else:
+                optimizer.load_state_dict(state[name])
 
     def _optimizer_step(
         self, sequences: Sequence[TrainingSequence], targets: Sequence[Sequence[float]],
@@ -121,41 +131,73 @@ class CriticLearner:
         if self.trains_trunk:
             self.trunk.train()
         loss = 0.0
-        for members in micro_batches(sequences, self.config.batch.tokens_per_micro_batch):
+        batches = self._micro_batches(sequences)
+        for place, members in enumerate(batches):
             part = [sequences[index] for index in members]
             value_N = self._forward(pack(part).to(self.device))
             target_N, old_N = (self._flat([values[i] for i in members]) for values in (targets, old_values))
             summed = value_loss(value_N, target_N, old_N, self.settings.loss_clip).sum() / max(tokens, 1)
-            summed.backward()
-            self.weights.collect_gradients()
+            if self.weights is None:
+                summed.backward()
+            else:
+                self.weights.backward(summed, is_last=place == len(batches) - 1)
             loss += float(summed.detach())
-        self.weights.fill_missing_gradients()
-        parameters = [*self.weights.masters, *self.head.parameters()]
+        parameters = list(self.head.parameters())
         sum_gradients(parameters)
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.batch.max_grad_norm))
+        norm = float(nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
+        if self.weights is not None:
+            self.weights.reduce_gradients()
+            norm = math.hypot(norm, self.weights.gradient_norm())
+        factor = clip_factor(norm, self.config.batch.max_grad_norm)
+        for parameter in parameters:
+            parameter.grad.mul_(factor)
         loss = sum_numbers({"loss": loss}, self.device)["loss"]
         if not (torch.isfinite(torch.tensor([loss, norm])).all()):
             raise TrainingStopped(
                 f"the critic's loss is {loss} and its gradient's norm {norm}: lower algorithm.critic.optimizer.lr and "
                 "head_lr, or set algorithm.critic.bounds to the range of the returns. The last checkpoint is untouched"
             )
-        factor = learning_rate_factor(self.updates, self.total_updates, self.config.schedule)
+        lr_factor = learning_rate_factor(self.updates, self.total_updates, self.config.schedule)
+        if self.weights is not None:
+            self.weights.scale_gradients(factor)
         for name, optimizer in self.optimizers.items():
             for group, peak in zip(optimizer.param_groups, self.peaks[name], strict=True):
-                group["lr"] = peak * factor
-            optimizer.step()
-        self.weights.publish()
+                group["lr"] = peak * lr_factor
+            (self.weights if name == "trunk" else optimizer).step()
         self._zero_gradients()
         self.updates += 1
         return loss
 
     def _forward(self, packed: PackedBatch) -> Tensor:
-        if self.trains_trunk:
-            return self.head(self.trunk.hidden(packed))
+        if self.weights is not None:
+            return self.head(self.weights.module(packed, task=self.trunk.final_states))
         return self.head(self.trunk.frozen_hidden(packed))
 
+    def _trunk_weights(self, accelerator: Accelerator, sharding: Sharding) -> Weights:
+        named, settings = dict(self.trunk.named_parameters()), self.settings.optimizer
+        # the LM head takes no part; where it is tied to the embeddings it is not among the named parameters
+        output = self.trunk.causal_lm.get_output_embeddings().weight
+        if output is not self.trunk.causal_lm.get_input_embeddings().weight:
+            output.requires_grad_(False)
+        named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        seed = derive_seed(self.config.run.seed, "critic")
+
+        def build(masters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+            return build_optimizer(settings, self.trunk, masters, seed)
+
+        copies = keeps_master_copies(settings)
+        return make_weights(self.trunk, named, build, accelerator, sharding, copies=copies)
+
+    def _micro_batches(self, sequences: Sequence[TrainingSequence]) -> list[list[int]]:
+        budget = self.config.batch.tokens_per_micro_batch
+        return rank_micro_batches(sequences, budget, self.device, is_even=self.is_sharded)
+
+    def _is_in_shards(self, optimizer: str) -> bool:
+        return self.is_sharded and optimizer == "trunk"
+
     def _zero_gradients(self) -> None:
-        self.weights.zero_gradients()
+        if self.weights is not None:
+            self.weights.zero_gradients()
         self.head.zero_grad(set_to_none=True)
 
     def _flat(self, rows: Sequence[Sequence[float]]) -> Tensor:

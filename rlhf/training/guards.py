@@ -59,15 +59,11 @@ class NonFiniteGuard:
         """Find the culprits (each sample alone, and the weights), write a dump, raise TrainingStopped after too many
         in a row."""
         self.skipped_in_row += 1
-        weights = [
-            name
-            for name, master in zip(learner.weights.names, learner.weights.masters, strict=True)
-            if not bool(master.isfinite().all())
-        ]
+        weights = sorted(set(gather_lists(learner.weights.non_finite_names())))
         culprits = []
-        for sample in samples:
+        for sample in self._one_by_one(samples, learner):
             own_loss, finite = learner.sample_gradient(sample, totals, algorithm, old_logps)
-            if not finite or not math.isfinite(own_loss):
+            if sample is not None and (not finite or not math.isfinite(own_loss)):
                 record = sample_record(step, sample.sample, token_ids=True)
                 extra = {"loss": own_loss, "gradient_finite": finite, "advantage": sample.advantage}
                 culprits.append({"id": sample.sample.id, **extra, "engine_logps": list(sample.sample.logps), **record})
@@ -87,6 +83,15 @@ class NonFiniteGuard:
                 f"{message}. That is {self.skipped_in_row} in a row (guards.max_skipped_steps): the run stops. "
                 "The last checkpoint is untouched; lower the learning rate or look at the samples in the dump"
             )
+
+    @staticmethod
+    def _one_by_one(samples: list[TrainingSample], learner: "Learner") -> list[TrainingSample | None]:
+        """This rank's samples; where passes are collective with None while it is another rank's turn."""
+        if not learner.weights.is_sharded:
+            return list(samples)
+        counts, rank = gather_lists([len(samples)]), learner.accelerator.process_index
+        before, after = sum(counts[:rank]), sum(counts[rank + 1 :])
+        return [None] * before + samples + [None] * after
 
     def check_ratio(self, step: int, ratio_sum: float, tokens: int, device: torch.device) -> None:
         """At the first update after a sync the learner's probabilities over the engine's must be 1 on average.

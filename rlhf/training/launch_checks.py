@@ -1,9 +1,14 @@
 """Launches that would go wrong in silence are refused before a model is loaded."""
 
 import os
+from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+
+from rlhf.config.sharding import Sharding
+from rlhf.training.collectives import is_distributed
 
 REPLICATED = {
     DistributedType.NO,
@@ -18,16 +23,34 @@ class LaunchError(RuntimeError):
     """The processes were started in a way in which they cannot work together; the message has the command."""
 
 
-def check_launch(accelerator: Accelerator) -> None:
-    """Raises LaunchError where processes would train alone, or where sharding is asked for."""
+def start_accelerator(sharding: Sharding, **settings: Any) -> Accelerator:
+    """Accelerate, with the process group that the launch asks for. Without a GPU the ranks are CPU processes, which
+    Accelerate does not find out by itself: it would start as many runs of one process."""
+    on_cpu = not torch.cuda.is_available()
+    if sharding.startswith("zero"):
+        if on_cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            settings["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+        return Accelerator(**settings)
+    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # read by Accelerate in other places than its argument too
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        settings["cpu"] = True
+    return Accelerator(**settings)
+
+
+def check_launch(accelerator: Accelerator, sharding: Sharding) -> None:
+    """Raises LaunchError where processes would train alone, or where what was asked for is not what runs."""
     check_processes(accelerator, "recipes/...")
-    asked = _sharding_asked()
-    if accelerator.distributed_type not in REPLICATED or asked:
+    if sharding == "ddp" and accelerator.distributed_type not in REPLICATED:
         raise LaunchError(
-            f"{asked or accelerator.distributed_type.value} was asked for, and the learner keeps the whole model on "
-            "every rank: weights would not be sharded, and the memory plan would not hold. Launch with "
-            "configs/accelerate/ddp.yaml, or train adapters (model.lora) if the model does not fit"
+            f"{accelerator.distributed_type.value} was asked for, which no trainer here knows: launch with one of "
+            "configs/accelerate/ (ddp, fsdp2, zero1, zero2, zero3)"
         )
+    if sharding == "fsdp2" and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise LaunchError("FSDP is there in version 2 only: set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
+    if sharding != "ddp" and not is_distributed():
+        raise LaunchError(f"{sharding} divides a model over ranks, and there is one: launch with --num_processes")
 
 
 def check_processes(accelerator: Accelerator, program: str) -> None:
@@ -39,11 +62,3 @@ def check_processes(accelerator: Accelerator, program: str) -> None:
             f"alone. On CPU:\n  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_machines 1 "
             f"--num_processes {launched} {program}"
         )
-
-
-def _sharding_asked() -> str | None:
-    """Accelerate leaves FSDP out on CPU without a word, so its environment is read too."""
-    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed ZeRO")):
-        if os.environ.get(variable, "false").lower() == "true":
-            return name
-    return None

@@ -1,18 +1,21 @@
 """The learner: packed micro-batches in, one optimizer step out, under one denominator."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.algorithms.aggregation import Denominator, StepTotals, token_weight
 from rlhf.algorithms.token_fields import TokenFields
 from rlhf.config.lengths import most_own_tokens
 from rlhf.config.recipe import RecipeConfig
+from rlhf.config.sharding import Sharding
 from rlhf.data.seeds import derive_seed
-from rlhf.models.packing import PackedBatch, micro_batches, pack
+from rlhf.models.packing import PackedBatch, pack
 from rlhf.models.policy import AtHead, Policy
 from rlhf.training.algorithm import (
     Algorithm,
@@ -23,13 +26,17 @@ from rlhf.training.algorithm import (
     WeighingAlgorithm,
 )
 from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
+from rlhf.training.build_weights import Weights, make_weights
 from rlhf.training.checkpoint import part_of, prefixed
-from rlhf.training.collectives import sum_gradients, sum_numbers
+from rlhf.training.collectives import sum_numbers
+from rlhf.training.even_batches import rank_micro_batches
+from rlhf.training.fsdp2_weights import GatheredTensors, copy_whole
 from rlhf.training.guards import NonFiniteGuard
-from rlhf.training.master_weights import MasterWeights
+from rlhf.training.master_weights import clip_factor
 from rlhf.training.metrics import MetricAverager
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.schedule import learning_rate_factor
+from rlhf.training.sharded_state import group_settings, load_group_settings
 
 REFERENCE_PREFIX = "reference."
 CRITIC_PREFIX = "critic."
@@ -47,19 +54,25 @@ class Learner:
         guard: NonFiniteGuard,
         reference: Policy | None = None,
         critic: Critic | None = None,
+        sharding: Sharding = "ddp",
     ) -> None:
         self.policy, self.config, self.accelerator, self.guard = policy, config, accelerator, guard
         self.reference, self.critic = reference, critic
         self.device = accelerator.device
         named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-        self.weights = MasterWeights(named, copies=keeps_master_copies(config.optimizer))
-        self.optimizer = self._new_optimizer()
+        self.weights = make_weights(
+            policy, named, self._build_optimizer, accelerator, sharding, copies=keeps_master_copies(config.optimizer)
+        )
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.updates = 0
         self.has_moved_reference = False
         passes = config.batch.minibatches * config.batch.epochs
         self.reuses_batch = passes > 1
         self.total_updates = config.batch.steps * passes
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.weights.optimizer
 
     def update(self, samples: list[TrainingSample], algorithm: Algorithm, step: int) -> dict[str, float]:
         """Learn from one rollout batch: `epochs` x `minibatches` optimizer steps. Returns metrics, equal on all ranks.
@@ -108,28 +121,28 @@ class Learner:
         if screening is not None:
             screening.begin_step(self, self.config.optimizer.lr * factor)
         loss, tokens, sums, trained = 0.0, 0, {}, []
-        for members in self._micro_batches(learned):
+        batches = self._micro_batches(learned)
+        for place, members in enumerate(batches):
             part = [learned[index] for index in members]
             trained += part
             packed, fields = self._prepare(part, totals, algorithm.denominator, old_logps)
-            at_head = None if screening is None else _screened(screening, fields, packed)
-            output = self.policy(
+            # a micro-batch without samples takes part in what is collective, and there is nothing to screen or measure
+            at_head = _screened(screening, fields, packed) if screening is not None and part else None
+            output = self.weights.module(
                 packed, algorithm.objective(fields), elementwise=algorithm.elementwise, at_head=at_head,
                 candidate_id_Nm=fields.candidate_id_Nm,
             )  # fmt: skip
-            output.loss.backward()
-            self.weights.collect_gradients()
+            self.weights.backward(output.loss, is_last=place == len(batches) - 1)
             loss += float(output.loss.detach())
             tokens += len(fields.advantage_N)
-            for name, value in algorithm.measure(output.logp_N, output.entropy_N, fields).items():
+            measured = algorithm.measure(output.logp_N, output.entropy_N, fields) if part else {}
+            for name, value in measured.items():
                 sums[name] = sums.get(name, 0.0) + value
-        self.weights.fill_missing_gradients()
-        sum_gradients(self.weights.masters)
+        self.weights.reduce_gradients()
         verdict = StepVerdict() if screening is None else screening.end_step(self)
-        if verdict.scale != 1:
-            torch._foreach_mul_([master.grad for master in self.weights.masters], verdict.scale)
-            loss *= verdict.scale
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.config.batch.max_grad_norm))
+        self.weights.scale_gradients(verdict.scale)
+        loss *= verdict.scale
+        norm = self.weights.gradient_norm()
         # the weighed sum of log-probs has the loss's gradient, not its value
         loss = sum_numbers({"loss": loss}, self.device)["loss"] if weighed is None else weighed.loss
         self.updates += 1
@@ -158,15 +171,13 @@ class Learner:
             return
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
-        self.optimizer.step()
-        self.weights.publish()
-        self.weights.zero_gradients()
+        self.weights.scale_gradients(clip_factor(norm, self.config.batch.max_grad_norm))
+        self.weights.step()
         if screening is not None:
             for name, value in screening.after_step(self, trained).items():
                 averager.add(name, value)
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        masters = dict(zip(self.weights.names, self.weights.masters, strict=True))
+    def _build_optimizer(self, masters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         seed = derive_seed(self.config.run.seed, "optimizer")
         return build_optimizer(self.config.optimizer, self.policy, masters, seed)
 
@@ -176,18 +187,21 @@ class Learner:
         return self._score(samples, lambda packed: self.policy(packed).logp_N)
 
     def sample_gradient(
-        self, sample: TrainingSample, totals: StepTotals, algorithm: Algorithm, old_logps: dict[int, Tensor] | None
-    ) -> tuple[float, bool]:
-        """(loss, whether the gradient is finite) of one sample alone; leaves no gradient behind. Local to this rank."""
+        self, sample: TrainingSample | None, totals: StepTotals, algorithm: Algorithm,
+        old_logps: dict[int, Tensor] | None,
+    ) -> tuple[float, bool]:  # fmt: skip
+        """(loss, whether the gradient is finite) of one sample alone; leaves no gradient behind. Local to this rank, or
+        collective where weights are sharded: one rank gives its sample then, the others None."""
         self.weights.zero_gradients()
-        packed, fields = self._prepare([sample], totals, algorithm.denominator, old_logps)
-        output = self.policy(
+        packed, fields = self._prepare([] if sample is None else [sample], totals, algorithm.denominator, old_logps)
+        output = self.weights.module(
             packed, algorithm.objective(fields), elementwise=algorithm.elementwise,
             candidate_id_Nm=fields.candidate_id_Nm,
         )  # fmt: skip
-        output.loss.backward()
-        self.weights.collect_gradients()
-        finite = all(bool(master.grad.isfinite().all()) for master in self.weights.masters if master.grad is not None)
+        self.weights.backward(output.loss, is_last=True)
+        finite = self.weights.has_finite_gradients()
+        if self.weights.is_sharded:
+            finite = not sum_numbers({"bad": not finite}, self.device)["bad"]
         self.weights.zero_gradients()
         return float(output.loss.detach()), finite
 
@@ -198,55 +212,87 @@ class Learner:
             policy, score = self.reference, lambda packed: self.reference(packed).logp_N
         return self._score(samples, score or policy.reference_logps)
 
+    def policy_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(HF name, tensor) of the policy, for engines. Collective where weights are sharded."""
+        return self.policy.weights(self._whole(self.policy))
+
     def reference_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(HF name, tensor) of the reference policy, for engines."""
-        return self.policy.reference_weights() if self.reference is None else self.reference.weights()
+        """(HF name, tensor) of the reference policy, for engines. Collective where weights are sharded."""
+        if self.reference is not None:
+            return self.reference.weights(self._whole(self.reference))
+        return self.policy.reference_weights(self._whole(self.policy))
+
+    def whole_weight(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter of the policy in one piece. Collective where weights are sharded."""
+        return self.weights.whole({"": parameter})[""].detach()
+
+    def save_policy(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """A checkpoint as `Policy.save` writes it, by the main process. Collective where weights are sharded."""
+        state = self._whole(self.policy)
+        if state is not None:
+            # gathered one by one, and kept in the main process's memory only
+            kept, dtype = {}, getattr(torch, self.config.model.dtype)
+            for name, tensor in state.items():
+                if self.accelerator.is_main_process:
+                    kept[name] = tensor.to("cpu", None if ".lora_" in name else dtype, copy=True)
+            state = kept
+        if self.accelerator.is_main_process:
+            self.policy.save(folder, tokenizer, state)
 
     def move_reference(self) -> None:
         """The policy as it is becomes the reference. Not under LoRA."""
         assert self.reference is not None
         self.has_moved_reference = True
-        self.reference.load_state_dict(self.policy.state_dict())
+        copy_whole(self.weights.whole(dict(self.policy.named_parameters())), self.reference)
 
     @torch.no_grad()
     def restart_policy(self) -> None:
         """The policy is the reference again, and its optimizer new. Under LoRA what the adapters add is set to 0."""
         start = {} if self.reference is None else dict(self.reference.named_parameters())
-        for name, master in zip(self.weights.names, self.weights.masters, strict=True):
-            if name in start:
-                master.copy_(start[name])
-            elif "lora_B" in name:
-                master.zero_()
-        self.weights.publish()
-        self.optimizer = self._new_optimizer()
+        whole = GatheredTensors(start)
+        trained = zip(self.weights.names, self.weights.parameters, strict=True)
+        values = {name: whole[name] for name in self.weights.names if name in start}
+        shape_of = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in trained}
+        values |= {name: torch.zeros(tuple(shape)) for name, shape in shape_of.items() if "lora_B" in name}
+        self.weights.overwrite(values)
+        self.weights.new_optimizer()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Master weights by name, a reference that is no longer the starting checkpoint, and the critic's weights."""
-        moved = dict(self.reference.named_parameters()) if self.has_moved_reference else {}
+        """Master weights by name, where they are whole; a reference that is no longer the starting checkpoint; and the
+        critic's weights. Collective where weights are sharded."""
+        moved = dict(GatheredTensors(dict(self.reference.named_parameters()))) if self.has_moved_reference else {}
         of_critic = {} if self.critic is None else self.critic.state_tensors()
-        return self.weights.state_dict() | prefixed(REFERENCE_PREFIX, moved) | prefixed(CRITIC_PREFIX, of_critic)
+        own = {} if self.weights.is_sharded else self.weights.state_dict()
+        return own | prefixed(REFERENCE_PREFIX, moved) | prefixed(CRITIC_PREFIX, of_critic)
+
+    def sharded_weights(self) -> dict[str, Weights]:
+        """What each rank has a part of, by name."""
+        of_critic = {} if self.critic is None else self.critic.sharded_weights()
+        return ({"policy": self.weights} if self.weights.is_sharded else {}) | of_critic
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """What `state_tensors` gave."""
         moved, of_critic = (part_of(tensors, prefix) for prefix in (REFERENCE_PREFIX, CRITIC_PREFIX))
         others = (REFERENCE_PREFIX, CRITIC_PREFIX)
-        self.weights.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(others)})
+        if not self.weights.is_sharded:
+            self.weights.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(others)})
         if self.critic is not None:
             self.critic.load_state_tensors(of_critic)
         if moved:
             self.has_moved_reference = True
-            with torch.no_grad():
-                for name, parameter in self.reference.named_parameters():
-                    parameter.copy_(moved[name])
+            copy_whole(moved, self.reference)
 
     def optimizer_state(self) -> dict[str, Any]:
-        """Of the policy's optimizer, and under `critic` of the critic's."""
-        own = self.optimizer.state_dict()
+        """Of the policy's optimizer, but for what is sharded, and under `critic` of the critic's."""
+        own = {"groups": group_settings(self.optimizer)} if self.weights.is_sharded else self.optimizer.state_dict()
         return own if self.critic is None else own | {"critic": self.critic.optimizer_state()}
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """What `optimizer_state` gave."""
-        self.optimizer.load_state_dict({name: value for name, value in state.items() if name != "critic"})
+        if self.weights.is_sharded:
+            load_group_settings(self.optimizer, state["groups"])
+        else:
+            self.optimizer.load_state_dict({name: value for name, value in state.items() if name != "critic"})
         if self.critic is not None:
             self.critic.load_optimizer_state(state["critic"])
 
@@ -268,7 +314,18 @@ class Learner:
         return {id(sample): torch.tensor(values) for sample, values in zip(learned, self.logps(learned), strict=True)}
 
     def _micro_batches(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
-        return micro_batches([sample.sequence for sample in samples], self.config.batch.tokens_per_micro_batch)
+        """As many on every rank where forward passes are collective."""
+        sequences = [sample.sequence for sample in samples]
+        return rank_micro_batches(
+            sequences, self.config.batch.tokens_per_micro_batch, self.device, is_even=self.weights.is_sharded
+        )
+
+    def _whole(self, policy: Policy) -> Mapping[str, Tensor] | None:
+        """Its parameters by name, gathered when they are looked up; None where they are whole."""
+        if not self.weights.is_sharded:
+            return None
+        parameters = dict(policy.named_parameters())
+        return self.weights.whole(parameters) if policy is self.policy else GatheredTensors(parameters)
 
     def _prepare(
         self,
@@ -278,7 +335,7 @@ class Learner:
         old_logps: dict[int, Tensor] | None,
     ) -> tuple[PackedBatch, TokenFields]:
         packed = pack([sample.sequence for sample in samples]).to(self.device)
-        lengths = torch.tensor([sample.length for sample in samples])
+        lengths = torch.tensor([sample.length for sample in samples], dtype=torch.long)
         max_tokens = most_own_tokens(self.config)
 
         def per_token(values: list[float]) -> Tensor:
@@ -295,7 +352,7 @@ class Learner:
             engine_logp_N=flat([sample.sample.own(sample.sample.logps) for sample in samples]),
             sequence_N=packed.sequence_N,
             sequences=len(samples),
-            old_logp_N=torch.cat([old_logps[id(sample)] for sample in samples]).to(self.device) if old_logps else None,
+            old_logp_N=flat([tuple(old_logps[id(sample)].tolist()) for sample in samples]) if old_logps else None,
             reference_logp_N=flat(references) if all(r is not None for r in references) else None,
             candidate_id_Nm=torch.cat([m.candidate_id_Tm for m in matches]).to(self.device) if matches else None,
             target_logp_NC=torch.cat([m.target_logp_TC for m in matches]).to(self.device) if matches else None,

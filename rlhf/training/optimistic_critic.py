@@ -84,8 +84,9 @@ class OptimisticCritic:
         """Exchanges so far."""
         return self.controller.switches
 
-    def read(self, samples: Sequence[Sample]) -> Transitions:
-        """Of graded samples with tokens, at least one: one forward pass of the reference."""
+    def read(self, samples: Sequence[Sample]) -> Transitions | None:
+        """Of graded samples with tokens: one forward pass of the reference, collective where that is sharded. None
+        where there are no samples."""
         readings = self.reader([TrainingSequence(s.prompt.token_ids, s.completion_ids) for s in samples])
         ensemble = self.settings.ensemble
         episodes = [
@@ -96,7 +97,7 @@ class OptimisticCritic:
             )
             for sample, reading in zip(samples, readings, strict=True)
         ]  # fmt: skip
-        return self.transitions(episodes)
+        return self.transitions(episodes) if episodes else None
 
     def transitions(self, episodes: Sequence[Episode]) -> Transitions:
         """Of at least one episode that was read."""
@@ -176,6 +177,10 @@ class OptimisticCritic:
         """What `state_tensors` gave."""
         for name in NETWORKS:
             getattr(self, name).load_state_dict(part_of(tensors, f"{name}."))
+
+    def sharded_weights(self) -> dict[str, Any]:
+        """Nothing: the ensembles are small."""
+        return {}
 
     def optimizer_state(self) -> dict[str, Any]:
         """The optimizer, the counters, the counted features and the episodes of all ranks. Collective."""

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from rlhf.models.packing import PackedBatch, TrainingSequence, micro_batches, pack
+from rlhf.models.packing import PackedBatch, TrainingSequence, pack
 from rlhf.models.policy import Reading
+from rlhf.training.even_batches import rank_micro_batches
 
 Read = Callable[[PackedBatch, int], Reading]
 """`Policy.read` or `Policy.read_reference`: a packed batch, and how many candidates."""
@@ -26,17 +28,22 @@ class ReadCompletion(NamedTuple):
 
 
 class ReferenceReader:
-    """`candidates`: how many likely tokens of each state are kept, 0 for none. `token_budget`: of a forward pass."""
+    """`candidates`: how many likely tokens of each state are kept, 0 for none. `token_budget`: of a forward pass.
+    `is_sharded`: the reference is, so that its passes are collective.
+    """
 
-    def __init__(self, read: Read, *, token_budget: int, device: object, candidates: int = 0) -> None:
+    def __init__(
+        self, read: Read, *, token_budget: int, device: torch.device, candidates: int = 0, is_sharded: bool = False
+    ) -> None:
         self.read, self.token_budget, self.device, self.candidates = read, token_budget, device, candidates
+        self.is_sharded = is_sharded
 
     def __call__(self, sequences: Sequence[TrainingSequence]) -> list[ReadCompletion]:
         """Of sequences with at least one completion token, in order."""
         # one more token, so that the last one is forwarded; what it is, no state sees
         longer = [TrainingSequence(s.prompt_ids, (*s.completion_ids, s.completion_ids[-1])) for s in sequences]
         found: list[ReadCompletion | None] = [None] * len(longer)
-        for members in micro_batches(longer, self.token_budget):
+        for members in rank_micro_batches(longer, self.token_budget, self.device, is_even=self.is_sharded):
             chosen = [longer[index] for index in members]
             reading = self.read(pack(chosen).to(self.device), self.candidates)
             sizes = [len(sequence.completion_ids) for sequence in chosen]

@@ -76,7 +76,7 @@ class Trainer:
                 is_evaluated = bool(self.evaluators) and (is_last or (every > 0 and step % every == 0))
                 if (self.collector.makes_rollouts or is_evaluated) and self.algorithm.should_sync():
                     with timer.phase("sync"):
-                        sync_weights(self.learner.policy.weights(), self.engine, version=step)
+                        sync_weights(self.learner.policy_weights(), self.engine, version=step)
                     self.version = step
                 self.recorder.step(step, samples, metrics, makes_rollouts=self.collector.makes_rollouts)
                 if is_evaluated:

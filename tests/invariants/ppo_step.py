@@ -46,7 +46,7 @@ def weights_after_a_step(model: str, folder: Path, trunk: str, budget: int, shar
     """The critic's weights, flat, after a step of plain SGD, which shows the gradient where Adam's first step hides
     it; `share`: this rank's samples."""
     critic = make_actor_critic(ppo_config(model, budget, {"trunk": trunk}), folder)[0].critic
-    parameters = [*critic.weights.masters, *critic.head.parameters()]
+    parameters = [*(critic.weights.masters if critic.weights else ()), *critic.head.parameters()]
     critic.optimizers, critic.peaks = {"all": torch.optim.SGD(parameters, lr=1.0)}, {"all": [1.0]}
     samples = make_samples()[share]
     critic.update(sequences(samples), returns(samples), critic.values(sequences(samples)))

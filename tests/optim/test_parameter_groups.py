@@ -128,7 +128,7 @@ def test_later_overrides_win():
 
 def test_masters_are_grouped_as_the_parameters_they_stand_for():
     model = tiny_llama().bfloat16()
-    masters = MasterWeights(dict(model.named_parameters()))
+    masters = MasterWeights(model, dict(model.named_parameters()), lambda masters: None)
     owned = dict(zip(masters.names, masters.masters, strict=True))
     roles = parameter_roles(model, optimizer="frugal", min_split_numel=0)
     groups = named_groups(owned, roles, weight_decay=0.1)
