@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from transformers.integrations import unset_hf_deepspeed_config
 
 from rlhf.config.sharding import Sharding
 from rlhf.training.collectives import is_distributed
@@ -19,6 +20,9 @@ REPLICATED = {
 }
 
 
+ZERO_INIT = "ACCELERATE_DEEPSPEED_ZERO3_INIT"
+
+
 class LaunchError(RuntimeError):
     """The processes were started in a way in which they cannot work together; the message has the command."""
 
@@ -28,10 +32,21 @@ def start_accelerator(sharding: Sharding, **settings: Any) -> Accelerator:
     Accelerate does not find out by itself: it would start as many runs of one process."""
     on_cpu = not torch.cuda.is_available()
     if sharding.startswith("zero"):
+        if os.environ.get(ZERO_INIT) == "true":
+            raise LaunchError(
+                "zero3_init_flag: true would divide a model while it is loaded, and a policy is checked whole before: "
+                "set it to false, or use configs/accelerate/fsdp2.yaml for models that do not fit a device once in "
+                "their own precision"
+            )
+        os.environ[ZERO_INIT] = "false"  # where the variable is missing Accelerate takes it for true
         if on_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
             settings["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
-        return Accelerator(**settings)
+        accelerator = Accelerator(**settings)
+        # transformers takes the settings that Accelerate leaves it for a wish to divide models while it loads them
+        unset_hf_deepspeed_config()
+        accelerator.state.deepspeed_plugin.dschf = None
+        return accelerator
     if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # read by Accelerate in other places than its argument too
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")

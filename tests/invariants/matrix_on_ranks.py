@@ -1,7 +1,7 @@
 """Run by torchrun: the weights after three steps of the matrix's runs, with the sharding that the environment asks for.
 
-Arguments: a checkpoint, a folder for what the guards write, the file that the first rank writes weights to, and the names
-of the runs.
+Arguments: a checkpoint, a folder for what the guards write, the file that the first rank writes weights to, and the
+names of the runs, all where there are none.
 """
 
 import os
@@ -23,7 +23,7 @@ def main(model: str, folder: str, out: str, *names: str) -> None:
     prompts = UNEVEN_SHARES[accelerator.process_index]
     weights = {}
     for run in MATRIX:
-        if run.name in names:
+        if not names or run.name in names:
             after = weights_after(run, model, Path(folder), sharding, prompts)
             weights |= {f"{run.name}/{name}": tensor.contiguous() for name, tensor in after.items()}
             print(run.name, flush=True)

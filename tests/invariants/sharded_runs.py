@@ -1,4 +1,4 @@
-"""Three optimizer steps of any trainer on the same 32 samples, with the model whole or sharded, and the weights then."""
+"""Three optimizer steps of any trainer on the same samples, with the model whole or sharded, and the weights then."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from rlhf.config.sharding import Sharding
 from rlhf.data.types import Sample
@@ -18,6 +17,7 @@ from rlhf.trainers.ppo import ActorCritic
 from rlhf.trainers.vpo import ValueIncentivised
 from rlhf.training.build_weights import load_frozen_policy, load_trained_policy
 from rlhf.training.guards import NonFiniteGuard
+from rlhf.training.launch_checks import start_accelerator
 from rlhf.training.learner import Learner
 from tests.invariants.capo_step import capo_config
 from tests.invariants.one_step import one_step_config
@@ -71,12 +71,12 @@ def weights_after(run: Run, model: str, folder: Path, sharding: Sharding = "ddp"
 
 def make(run: Run, model: str, folder: Path, sharding: Sharding = "ddp") -> tuple[Learner, Any]:
     """A learner and its algorithm."""
-    config, build = BUILDERS[run.trainer](model, run.settings)
+    config, build = BUILDERS[run.trainer](model, run)
     sections = {"optimizer": OPTIMIZERS[run.optimizer], "model": {"path": model, "dtype": "float32"}}
     if run.lora:
         sections["model"]["lora"] = LORA
     config = type(config).model_validate(config.model_dump() | sections)
-    accelerator = Accelerator(cpu=None if sharding.startswith("zero") else True)
+    accelerator = start_accelerator(sharding)
     policy = load_trained_policy(config.model, accelerator, sharding)
     reference = None
     if config.algorithm.needs_reference_model and not run.lora:
@@ -93,28 +93,28 @@ def samples_of(run: Run, prompts: slice) -> list[Sample]:
     return make_samples()[4 * prompts.start : 4 * prompts.stop]
 
 
-def _grpo(model: str, settings: dict[str, Any]) -> tuple[Any, Callable]:
-    return one_step_config(model, "grpo", 64, "packed", kl={"coefficient": 0.1}, **settings), PolicyGradient
+def _grpo(model: str, run: Run) -> tuple[Any, Callable]:
+    return one_step_config(model, "grpo", 64, "packed", kl={"coefficient": 0.1}, **run.settings), PolicyGradient
 
 
-def _capo(model: str, settings: dict[str, Any]) -> tuple[Any, Callable]:
-    return capo_config(model, "capo", 64, **settings), CurvatureMasked
+def _capo(model: str, run: Run) -> tuple[Any, Callable]:
+    return capo_config(model, "capo", 64, **run.settings), CurvatureMasked
 
 
-def _ppo(model: str, settings: dict[str, Any]) -> tuple[Any, Callable]:
-    return ppo_config(model, 64, {"trunk": "separate"}, **settings), ActorCritic
+def _ppo(model: str, run: Run) -> tuple[Any, Callable]:
+    return ppo_config(model, 64, {"trunk": "policy" if run.lora else "separate"}, **run.settings), ActorCritic
 
 
-def _vpo(model: str, settings: dict[str, Any]) -> tuple[Any, Callable]:
-    return vpo_config(model, 64, {"calibration": "ref", "alpha": 0.5} | settings), ValueIncentivised
+def _vpo(model: str, run: Run) -> tuple[Any, Callable]:
+    return vpo_config(model, 64, {"calibration": "ref", "alpha": 0.5} | run.settings), ValueIncentivised
 
 
-def _optimistic(model: str, settings: dict[str, Any]) -> tuple[Any, Callable]:
-    return optimistic_config(model, algorithm=settings), follow_critic
+def _optimistic(model: str, run: Run) -> tuple[Any, Callable]:
+    return optimistic_config(model, algorithm=run.settings), follow_critic
 
 
-def _loop(model: str, settings: dict[str, Any]) -> tuple[Any, Callable]:
-    return loop_config(model, algorithm=settings), follow_critic
+def _loop(model: str, run: Run) -> tuple[Any, Callable]:
+    return loop_config(model, algorithm=run.settings), follow_critic
 
 
 BUILDERS = {"grpo": _grpo, "capo": _capo, "ppo": _ppo, "vpo": _vpo, "optimistic": _optimistic, "loop": _loop}
