@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> ServerSettings:
     add("--max-model-len", type=int, default=2048, help="longest prompt plus completion in tokens (default: 2048)")
     add("--max-num-seqs", type=int, default=128, help="completions decoded at once (default: 128)")
     add("--gpu-memory-utilization", type=float, default=0.9,
-        help="share of the GPU for weights and key-value cache (default: 0.9; lower if the trainer is on it too)")  # fmt: skip
+        help="share of the GPU for weights and cache (default: 0.9; lower if the trainer is on it too)")  # fmt: skip
     add("--cpu-kv-cache-gib", type=float, default=1.0, help="key-value cache on CPU in GiB (default: 1)")
     add("--cuda-graphs", action="store_true", help="capture CUDA graphs: starts slower, decodes faster")
     add("--nccl", action="store_true", help="for trainers with engine.transfer: nccl (GPUs only)")
