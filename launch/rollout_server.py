@@ -1,7 +1,7 @@
 """Start a rollout server: vLLM's own OpenAI-style server, which also takes new weights and proves that it has them.
 
     python launch/rollout_server.py --model Qwen/Qwen2.5-0.5B-Instruct --port 8001
-    python recipes/grpo.py --config my.yaml --engine.type server --engine.urls '["http://127.0.0.1:8001"]'
+    python recipes/grpo.py --config my.yaml --engine.type server --engine.urls [http://127.0.0.1:8001]
 
 Trainers may come and go while a server runs: each pushes its weights when it starts. A server that ended may be
 started again with the same command: the trainer notices, pushes the weights again and repeats what was lost.
@@ -34,7 +34,6 @@ def parse(arguments: list[str] | None = None) -> ServerSettings:
         help="share of the GPU for weights and cache (default: 0.9; lower if the trainer is on it too)")  # fmt: skip
     add("--cpu-kv-cache-gib", type=float, default=1.0, help="key-value cache on CPU in GiB (default: 1)")
     add("--cuda-graphs", action="store_true", help="capture CUDA graphs: starts slower, decodes faster")
-    add("--nccl", action="store_true", help="for trainers with engine.transfer: nccl (GPUs only)")
     add("extra", nargs="*", metavar="-- VLLM_OPTION", help=argparse.SUPPRESS)
     options = vars(parser.parse_args(arguments))
     options["enforce_eager"] = not options.pop("cuda_graphs")

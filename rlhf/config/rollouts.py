@@ -61,9 +61,9 @@ class ServerEngineConfig(Section):
     """Addresses of the servers, e.g. [http://127.0.0.1:8001]. Each prompt's samples are made by one of them."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the servers (their --dtype); `auto`: the policy's. A server with another one is refused."""
-    transfer: Literal["auto", "shared_memory", "http", "nccl"] = "auto"
-    """How weights travel: files that the server maps, the body of HTTP requests, or NCCL between GPUs. `auto`: shared
-    memory for servers at 127.0.0.1 or localhost, HTTP for others."""
+    transfer: Literal["auto", "shared_memory", "http"] = "auto"
+    """How weights travel: as files that the server maps, or in the body of HTTP requests. `auto`: shared memory for
+    servers at 127.0.0.1 or localhost, HTTP for others."""
     weights_folder: str = "/dev/shm"
     """Where the main rank keeps the last weights, for servers that must be given them again. It holds them once."""
     bucket_mib: int = Field(256, ge=1)

@@ -86,7 +86,8 @@ class ServerWatch:
                 if held == expected:
                     self._set("ready", "")
                 else:
-                    self._set("unknown", f"it holds weights {held!r} and waits for {expected!r} from the main rank")
+                    remedy = "the main rank pushes those, else the server must be started again"
+                    self._set("unknown", f"it holds weights {held!r}, not {expected!r}: {remedy}")
         except ServerFault as fault:
             self._fail(fault)
         except EngineError as error:

@@ -1,7 +1,6 @@
 """The command and the environment with which vLLM's own server becomes a rollout server."""
 
 import importlib.metadata
-import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -37,7 +36,6 @@ class ServerSettings:
     cpu_kv_cache_gib: float = 1.0
     enforce_eager: bool = True
     seed: int = 0
-    nccl: bool = False
     extra: tuple[str, ...] = field(default=())
 
 
@@ -80,8 +78,6 @@ def server_command(settings: ServerSettings, is_cpu: bool) -> list[str]:
         command += ["--block-size", str(CPU_BLOCK_SIZE)]
     else:
         command += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
-    if settings.nccl:
-        command += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     return [*command, *settings.extra]
 
 

@@ -1,6 +1,5 @@
 """Weights as safetensors files in buckets of bounded size: written by the trainer, mapped by servers."""
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-
-INDEX = "index.json"
 
 
 def write_weight_files(
@@ -27,6 +24,7 @@ def write_weight_files(
     def flush() -> None:
         nonlocal bucket, size
         if bucket:
+            check_room(folder, size)
             names.append(f"{len(names):05d}.safetensors")
             save_file(bucket, folder / names[-1])
             bucket, size = {}, 0
@@ -39,7 +37,6 @@ def write_weight_files(
         bucket[name] = torch.empty(tensor.shape, dtype=dtype).copy_(tensor.detach())
         size += amount
     flush()
-    (folder / INDEX).write_text(json.dumps(names))
     return names
 
 
@@ -62,6 +59,6 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"{folder} has {free / 2**20:.0f} MiB free and the weights take {needed / 2**20:.0f}: enlarge it (in a "
-            "container: --shm-size) or set engine.weights_folder to another folder"
+            f"{folder} has {free / 2**20:.0f} MiB free and the next file of weights takes {needed / 2**20:.0f}: "
+            "enlarge it (in a container: --shm-size) or set engine.weights_folder to another folder"
         )
