@@ -113,4 +113,7 @@ class ServerEngineConfig(Section):
         return self
 
 
+SERVER_CONNECTION = tuple(name for name in ServerEngineConfig.model_fields if name not in ("type", "dtype"))
+"""Settings of the servers' section that change where and how long to ask, not what is sampled."""
+
 EngineConfig = Annotated[TransformersEngineConfig | VllmEngineConfig | ServerEngineConfig, Field(discriminator="type")]

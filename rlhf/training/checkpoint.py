@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhf.config.rollouts import SERVER_CONNECTION
 from rlhf.data.sample_json import sample_from_json, sample_to_json
 from rlhf.data.types import Sample
 
@@ -34,6 +35,7 @@ FREE_SETTINGS = (
     "tracking",
     "evaluation",
     "guards",
+    *(f"engine.{name}" for name in SERVER_CONNECTION),
 )
 
 

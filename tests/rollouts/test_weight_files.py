@@ -14,14 +14,13 @@ def test_files_hold_every_tensor_once_in_buckets_of_bounded_size(tmp_path):
     weights["transposed"] = weights["w5"].T
     names = write_weight_files(iter(weights.items()), tmp_path, torch.bfloat16, bucket_bytes=1000)
     read = dict(read_weight_files(tmp_path, names))
-    assert list(read) == list(weights) or set(read) == set(weights)
+    assert set(read) == set(weights)
     for name, tensor in weights.items():
         assert torch.equal(read[name], tensor.to(torch.bfloat16))
-    # 800 bytes, the largest tensor here of 1,600 bytes has a file of its own
-    sizes = [sum(t.numel() * 2 for _, t in read_weight_files(tmp_path, [name])) for name in names]
-    assert max(size for size in sizes if size != 1600) <= 1000 and sum(sizes) == sum(
-        t.numel() * 2 for t in weights.values()
-    )
+    for name in names:
+        sizes = [tensor.numel() * 2 for _, tensor in read_weight_files(tmp_path, [name])]
+        assert sum(sizes) <= 1000 or len(sizes) == 1
+    assert len(names) < len(weights)
 
 
 def test_memory_that_is_used_again_does_not_change_what_was_drawn(tmp_path):
