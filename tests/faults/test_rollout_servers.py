@@ -1,4 +1,4 @@
-"""A rollout server is killed in the middle of a run and started again: the run goes on, and nothing is lost or doubled."""
+"""A rollout server is killed in the middle of a run and started again: the run goes on, nothing is lost or doubled."""
 
 import time
 from collections import Counter
@@ -38,7 +38,7 @@ def consumed(run: Path) -> Counter:
 
 
 def test_a_killed_server_is_given_its_weights_again_and_every_prompt_consumed_once(tmp_path):
-    """Two ranks share the server that dies; then a new trainer on one rank finds the server with the old one's weights."""
+    """Two ranks share the server that dies; then a trainer of one rank finds the server with the weights of the old."""
     model = save_tiny_model(tmp_path / "model", hidden_size=128, intermediate_size=128)
     port, log_file = free_port(), tmp_path / "server.log"
     server = start_server(model, port, log_file)
