@@ -3,13 +3,10 @@
 import itertools
 import logging
 import secrets
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +26,7 @@ from rlhf.rollouts.server_requests import (
     request_id,
 )
 from rlhf.rollouts.server_watch import ServerWatch, wait_ready
-from rlhf.rollouts.serving.weight_files import write_weight_files
+from rlhf.rollouts.server_weights import KeptWeights
 from rlhf.rollouts.stop_tokens import resolve_stop_token_ids
 from rlhf.rollouts.vllm_sampling import check_requests
 
@@ -60,9 +57,8 @@ class ServerEngine:
         self._label = STARTUP_VERSION
         self._checksums: dict[str, str] | None = None
         self._run, self._pushes, self._calls = secrets.token_hex(4), itertools.count(1), itertools.count(1)
-        self._folder: Path | None = None
-        self._files: list[str] = []
         self._is_closed = False
+        self._kept: KeptWeights | None = None
         self._changed = threading.Condition()
         servers = [
             RolloutServer(
@@ -202,7 +198,9 @@ class ServerEngine:
         for watch in self._watches:
             watch.pushing.acquire()
         try:
-            self._files = self._write(walk)
+            if self._kept is None:
+                self._kept = KeptWeights(self.config.weights_folder, self.dtype, self.config.bucket_mib * 2**20)
+            self._kept.replace(walk)
             self._checksums = None
             with ThreadPoolExecutor(len(self._watches)) as pool:
                 pushed = [pool.submit(self._push, watch.server, label) for watch in self._watches]
@@ -228,15 +226,9 @@ class ServerEngine:
             return str(error)
         return ""
 
-    def _write(self, weights: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
-        # the last weights go first: there is room for one copy only
-        self._remove_files()
-        self._folder = Path(tempfile.mkdtemp(prefix="rlhf-weights-", dir=self.config.weights_folder))
-        return write_weight_files(weights, self._folder, self.dtype, self.config.bucket_mib * 2**20)
-
     def _push(self, server: RolloutServer, label: str) -> None:
         over_http = self.config.transfer == "http" or (self.config.transfer == "auto" and not server.is_local)
-        server.push(self._folder, self._files, label, over_http=over_http)
+        server.push(self._kept.folder, self._kept.names, label, over_http=over_http)
 
     def _restore(self, server: RolloutServer, label: str) -> None:
         """Give a server that came back the weights, and compare its checksums with those that the others had."""
@@ -285,12 +277,8 @@ class ServerEngine:
         self._is_closed = True
         for watch in self._watches:
             watch.close()
-        self._remove_files()
-
-    def _remove_files(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._kept is not None:
+            self._kept.close()
 
     def _check_open(self) -> None:
         if self._is_closed:

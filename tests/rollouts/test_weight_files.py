@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rlhf.rollouts.server_weights import KeptWeights
 from rlhf.rollouts.serving import weight_files
 from rlhf.rollouts.serving.weight_files import read_weight_files, write_weight_files
 
@@ -44,4 +45,21 @@ def test_no_room_is_told_before_the_file_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(weight_files.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10})())
     with pytest.raises(OSError, match=r"MiB free.*--shm-size.*engine\.weights_folder"):
         write_weight_files(iter([("w", torch.zeros(100))]), tmp_path, torch.float32, 2**20)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_kept_until_the_next_and_those_of_ended_trainers_removed(tmp_path):
+    ended = KeptWeights(str(tmp_path), torch.float32, 2**20)
+    ended.replace(iter([("w", torch.ones(3))]))
+    ended._lock.close()  # as the kernel does when a process ends
+    kept = KeptWeights(str(tmp_path), torch.float32, 2**20)
+    assert list(tmp_path.iterdir()) == [kept.folder]
+    kept.replace(iter([("a", torch.ones(3)), ("b", torch.ones(2**18))]))
+    assert len(kept.names) == 2
+    kept.replace(iter([("a", torch.zeros(3))]))
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["00000.safetensors", "in-use"]
+    other = KeptWeights(str(tmp_path), torch.float32, 2**20)
+    assert kept.folder.is_dir()
+    for each in (kept, other, other):
+        each.close()
     assert not list(tmp_path.iterdir())
