@@ -58,6 +58,8 @@ class ServerEngine:
         self._checksums: dict[str, str] | None = None
         self._run, self._pushes, self._calls = secrets.token_hex(4), itertools.count(1), itertools.count(1)
         self._is_closed = False
+        self._broken = ""
+        """Why the last weight update failed; until another one succeeds."""
         self._kept: KeptWeights | None = None
         self._changed = threading.Condition()
         servers = [
@@ -118,6 +120,8 @@ class ServerEngine:
         Raises ValueError for a prompt that leaves no room for `max_tokens`, EngineError when no server is left.
         """
         self._check_open()
+        if self._broken:
+            raise EngineError(f"the servers cannot be used, a weight update broke off: {self._broken}")
         check_requests(requests, sampling, self.max_model_len)
         label, version, call = self._label, self.version, f"{self._run}.{self.rank}.{next(self._calls)}"
         stop_token_ids = sorted(resolve_stop_token_ids(sampling.stop_token_ids, self.tokenizer))
@@ -184,6 +188,7 @@ class ServerEngine:
             for _ in weights:
                 pass
         label, problem = from_main_rank((label, problem))
+        self._broken = problem
         if problem:
             raise EngineError(problem)
         self._label, self.version, self._checksums = label, version, None
@@ -197,6 +202,8 @@ class ServerEngine:
         walk = iter(weights)
         for watch in self._watches:
             watch.pushing.acquire()
+            # until it is whole, nobody may give a server what lies in the folder
+            watch.expect(label, None)
         try:
             if self._kept is None:
                 self._kept = KeptWeights(self.config.weights_folder, self.dtype, self.config.bucket_mib * 2**20)

@@ -168,6 +168,8 @@ def test_bad_weights_and_bad_settings_are_told_at_once(
     with pytest.raises(EngineError, match=r"weights of version 1 were refused.*model\.norm\.weight"):
         engine.load_weights(((name, weight) for name, weight in weights if name != "model.norm.weight"), 1)
     assert time.monotonic() - begun < 5 and other.version() == INCOMPLETE
+    with pytest.raises(EngineError, match="a weight update broke off"):
+        engine.generate(requests(started.tokenizer), GREEDY)
     engine.load_weights(iter(weights), 2)
     assert engine.generate(requests(started.tokenizer), GREEDY)[0].policy_version == 2
     with pytest.raises(ValueError, match=r"chat:0.*max_tokens 250.*max_model_len 256"):
