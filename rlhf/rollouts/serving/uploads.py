@@ -52,6 +52,7 @@ class WeightUploads:
             return 200, {}
         if method != "PUT" or not FILE_NAME.fullmatch(name):
             return 404, {"error": f"no such thing: {method} {ROUTE}/{name}"}
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         size = 0
         with (self.folder / name).open("wb") as file:
             is_more = True
@@ -65,4 +66,3 @@ class WeightUploads:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(mode=0o700, parents=True)
