@@ -4,7 +4,6 @@ import itertools
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -25,6 +24,7 @@ from rlhf.rollouts.server_requests import (
     request_body,
     request_id,
 )
+from rlhf.rollouts.server_start import check_agreement, wait_until_started
 from rlhf.rollouts.server_watch import ServerWatch, wait_ready
 from rlhf.rollouts.server_weights import KeptWeights
 from rlhf.rollouts.stop_tokens import resolve_stop_token_ids
@@ -69,7 +69,8 @@ class ServerEngine:
             for url in config.urls
         ]
         for server in servers:
-            self._check(server)
+            about = wait_until_started(server, config.start_timeout_s, min(1.0, config.heartbeat_s))
+            check_agreement(server.url, about, dtype, longest_sequence)
         self._watches = [
             ServerWatch(
                 server, self._changed, heartbeat_s=config.heartbeat_s, heartbeat_timeout_s=config.heartbeat_timeout_s
@@ -78,38 +79,6 @@ class ServerEngine:
         ]
         for watch in self._watches:
             watch.expect(self._label, None)
-
-    def _check(self, server: RolloutServer) -> None:
-        """Wait until a server has started, and compare what it is with what training needs."""
-        deadline = time.monotonic() + self.config.start_timeout_s
-        while True:
-            try:
-                server.check_health()
-                about = server.describe()
-                break
-            except ServerFault as fault:
-                if time.monotonic() > deadline:
-                    raise EngineError(
-                        f"{fault}. It has not started within {self.config.start_timeout_s:g} s "
-                        "(engine.start_timeout_s): start it with launch/rollout_server.py"
-                    ) from fault
-                time.sleep(min(1.0, self.config.heartbeat_s))
-        wanted = str(self.dtype).removeprefix("torch.")
-        if about["dtype"] != wanted:
-            raise ValueError(
-                f"{server.url} computes in {about['dtype']} and engine.dtype says {wanted}: start it with --dtype "
-                f"{wanted}, or set engine.dtype: {about['dtype']}"
-            )
-        if about["max_model_len"] < self.max_model_len:
-            raise ValueError(
-                f"{server.url} holds {about['max_model_len']} tokens and the longest prompt plus completion is "
-                f"{self.max_model_len}: start it with --max-model-len {self.max_model_len}"
-            )
-        if about["world_size"] != 1:
-            raise ValueError(
-                f"{server.url} splits the model over {about['world_size']} processes, whose parts cannot be compared "
-                "with the learner's weights: start one server for each GPU instead"
-            )
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingConfig, *, continues: bool = False
@@ -278,6 +247,10 @@ class ServerEngine:
                     raise error
                 watch.suspect(str(error))
         raise AssertionError("the last attempt returns or raises")
+
+    def states(self) -> dict[str, str]:
+        """What each server is up to, by its address (see `ServerWatch`)."""
+        return {watch.server.url: watch.state for watch in self._watches}
 
     def close(self) -> None:
         """Leave the servers as they are, for the next trainer; remove the weights kept for them. Idempotent."""

@@ -1,5 +1,8 @@
 """A real vLLM server process on the demo checkpoint in float32, against vLLM in this process."""
 
+import signal
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ GREEDY = SamplingConfig(max_tokens=8, temperature=0, stop_token_ids=[])
 @dataclass(frozen=True)
 class Started:
     url: str
+    process: subprocess.Popen
     tokenizer: PreTrainedTokenizerBase
     in_process: VllmEngine
     """With the checkpoint's weights."""
@@ -46,7 +50,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
             dtype=torch.float32, seed=3,
         )  # fmt: skip
         wait_until_well(process, port, log_file)
-        yield Started(f"http://127.0.0.1:{port}", tokenizer, engine)
+        yield Started(f"http://127.0.0.1:{port}", process, tokenizer, engine)
         engine.close()
     finally:
         stop(process)
@@ -59,7 +63,7 @@ def learner() -> PreTrainedModel:
 
 
 def connect(started: Started, **settings: object) -> ServerEngine:
-    config = ServerEngineConfig(urls=[started.url], retry_for_s=5, start_timeout_s=5, **settings)
+    config = ServerEngineConfig(**{"urls": [started.url], "retry_for_s": 5, "start_timeout_s": 5} | settings)
     return ServerEngine(config, dtype=torch.float32, tokenizer=started.tokenizer, longest_sequence=256)
 
 
@@ -148,6 +152,33 @@ def test_samples_of_other_weights_are_refused_and_the_push_repeated(
     assert [sample.policy_version for sample in again] == [3] * len(again)
     assert other.version().endswith(".v3")
     assert engine.checksums() == agreed
+
+
+def test_a_server_that_falls_silent_is_given_up_and_used_again_when_it_answers(
+    started: Started, learner: PreTrainedModel
+) -> None:
+    """A stopped process keeps its connections open, as a machine that lost its network does."""
+    engine = connect(started, heartbeat_s=0.2, heartbeat_timeout_s=1, retry_for_s=60)
+    engine.load_weights(iter(perturbed(learner, 6)), 1)
+    sampling = SamplingConfig(max_tokens=48, stop_token_ids=[])
+    wanted, made = requests(started.tokenizer, samples=4), []
+    thread = threading.Thread(target=lambda: made.extend(engine.generate(wanted, sampling)))
+    thread.start()
+    time.sleep(0.5)
+    started.process.send_signal(signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 30
+        while engine.states() != {started.url: "down"}:
+            assert thread.is_alive() and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        started.process.send_signal(signal.SIGCONT)
+    thread.join(timeout=60)
+    assert [(sample.prompt.id, sample.index, sample.seed) for sample in made] == [
+        (request.prompt.id, request.index, request.seed) for request in wanted
+    ]
+    assert all(len(sample.completion_ids) == 48 for sample in made)
+    engine.close()
 
 
 def test_a_second_trainer_does_not_learn_from_the_first_ones_weights(started: Started) -> None:
