@@ -105,10 +105,9 @@ class ServerEngine:
 
         while wanted:
             why = f"generating with weights of version {version} (rank {self.rank})"
-            wait_ready(self._watches, self._changed, self.config.retry_for_s, why)
+            ready = wait_ready(self._watches, self._changed, self.config.retry_for_s, why)
             if label != self._label:
                 raise EngineError(f"{why}: the weights were replaced by those of version {self.version} meanwhile")
-            ready = [watch for watch in self._watches if watch.state == "ready"]
             if not continues and self.world_size == 1 and not samples:
                 _drop_cached_prefixes(ready)
             wanted = self._ask_all(deal(wanted, ready, self.rank), ask, samples)
@@ -231,8 +230,7 @@ class ServerEngine:
     def _read_checksums(self) -> dict[str, str]:
         for attempt in range(self.config.retries + 1):
             why = f"reading the checksums of version {self.version}"
-            wait_ready(self._watches, self._changed, self.config.retry_for_s, why)
-            ready = [watch for watch in self._watches if watch.state == "ready"]
+            ready = wait_ready(self._watches, self._changed, self.config.retry_for_s, why)
             with ThreadPoolExecutor(len(ready)) as pool:
                 read = [pool.submit(watch.server.checksums) for watch in ready]
             failed = [(watch, each.exception()) for watch, each in zip(ready, read, strict=True) if each.exception()]

@@ -111,12 +111,14 @@ class ServerWatch:
         self.changed.notify_all()
 
 
-def wait_ready(watches: Sequence[ServerWatch], changed: threading.Condition, within_s: float, why: str) -> None:
-    """Return as soon as one server is ready. Raises EngineError that tells each server's state where none becomes so
+def wait_ready(
+    watches: Sequence[ServerWatch], changed: threading.Condition, within_s: float, why: str
+) -> list[ServerWatch]:
+    """The servers that are ready, as soon as there is one. Raises EngineError that tells each server's state where none becomes so
     `within_s` seconds, or where all refuse; `why` says what waits for them and what was reached before."""
     started = time.monotonic()
     with changed:
-        while not any(watch.state == "ready" for watch in watches):
+        while not (ready := [watch for watch in watches if watch.state == "ready"]):
             left_s = started + within_s - time.monotonic()
             if left_s <= 0 or all(watch.state == "refused" for watch in watches):
                 states = "\n".join(f"  {watch.server.url}: {watch.state}: {watch.reason}" for watch in watches)
@@ -126,3 +128,4 @@ def wait_ready(watches: Sequence[ServerWatch], changed: threading.Condition, wit
                     "and then the same training command: it goes on from the last checkpoint"
                 )
             changed.wait(left_s)
+        return ready
