@@ -179,9 +179,9 @@ class ServerEngine:
             self._checksums = None
             with ThreadPoolExecutor(len(self._watches)) as pool:
                 pushed = [pool.submit(self._push, watch.server, label) for watch in self._watches]
-            failures = [error for each in pushed if (error := each.exception()) is not None]
+            failures = [each.exception() for each in pushed]
             for error in failures:
-                if not isinstance(error, ServerFault):
+                if error is not None and not isinstance(error, ServerFault):
                     return f"the weights of version {version} were refused: {error}"
         except OSError as error:
             for _ in walk:  # the other ranks gather the rest
@@ -190,10 +190,10 @@ class ServerEngine:
         finally:
             for watch in self._watches:
                 watch.pushing.release()
-        for fault in failures:
-            logger.warning("weights of version %d: %s. It gets them when it is back", version, fault)
-        for watch in self._watches:
-            watch.expect(label, lambda server: self._restore(server, label))
+        for watch, fault in zip(self._watches, failures, strict=True):
+            if fault is not None:
+                logger.warning("weights of version %d: %s. It gets them when it is back", version, fault)
+            watch.expect(label, lambda server: self._restore(server, label), is_held=fault is None)
         try:
             why = f"sending the weights of version {version}, after version {self.version}"
             wait_ready(self._watches, self._changed, self.config.retry_for_s, why)

@@ -39,11 +39,11 @@ class ServerWatch:
         self._thread = threading.Thread(target=self._run, name=f"watch {server.url}", daemon=True)
         self._thread.start()
 
-    def expect(self, version: str, restore: Restore | None) -> None:
-        """From now on the server is ready if its weights have this label."""
+    def expect(self, version: str, restore: Restore | None, *, is_held: bool = False) -> None:
+        """From now on the server is ready if its weights have this label; `is_held`: it was just given them."""
         with self.changed:
             self._expected, self._restore = version, restore
-            self._set("unknown", "new weights")
+            self._set(*(("ready", "") if is_held else ("unknown", "new weights")))
         self._wake.set()
 
     def suspect(self, reason: str) -> None:
@@ -114,8 +114,11 @@ class ServerWatch:
 def wait_ready(
     watches: Sequence[ServerWatch], changed: threading.Condition, within_s: float, why: str
 ) -> list[ServerWatch]:
-    """The servers that are ready, as soon as there is one. Raises EngineError that tells each server's state where none becomes so
-    `within_s` seconds, or where all refuse; `why` says what waits for them and what was reached before."""
+    """The servers that are ready, as soon as there is one.
+
+    Raises EngineError that tells each server's state where none becomes ready within `within_s` seconds, or where all
+    refuse; `why` says what waits for them and what was reached before.
+    """
     started = time.monotonic()
     with changed:
         while not (ready := [watch for watch in watches if watch.state == "ready"]):
