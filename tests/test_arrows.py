@@ -10,11 +10,13 @@ ROOT = Path(__file__).parents[1]
 
 # stages that are TRL's trainers with our parts: only their recipes import them
 ON_TRL = {"rlhf.trainers.sft", "rlhf.trainers.reward_model", "rlhf.trainers.trl_names"}
+# vLLM alone imports it, in a rollout server
+IN_VLLM = {"rlhf.rollouts.serving.worker"}
 IMPORT_ALL = f"""
 import importlib, pkgutil, sys
 import rlhf
 for module in pkgutil.walk_packages(rlhf.__path__, "rlhf."):
-    if module.name not in {ON_TRL}:
+    if module.name not in {ON_TRL | IN_VLLM}:
         importlib.import_module(module.name)
 print(sorted({{"trl", "vllm", "deepspeed"}} & set(sys.modules)))
 """

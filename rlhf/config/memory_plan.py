@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rlhf.config.lengths import most_completion_tokens
 from rlhf.config.model_shapes import ModelShape
 from rlhf.config.optimizer_memory import residual_bytes, state_bytes, trained_tensors
-from rlhf.config.rollouts import VllmEngineConfig
+from rlhf.config.rollouts import ServerEngineConfig, VllmEngineConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 1024**3
@@ -158,6 +158,10 @@ def _head(config: Any, shape: ModelShape, world_size: int, device: str) -> Memor
 def _engine(config: Any, shape: ModelShape, world_size: int, device: str) -> list[MemoryItem]:
     engine = config.engine
     b = BYTES[config.model.dtype if engine.dtype == "auto" else engine.dtype]
+    if isinstance(engine, ServerEngineConfig):
+        # the servers' own memory is theirs; here is what the trainer keeps for them
+        formula = f"P x {b} in {engine.weights_folder}, on the main rank only"
+        return [MemoryItem("weights for the rollout servers", shape.parameters * b, formula)]
     items = [MemoryItem("engine weights", shape.parameters * b, f"P x {b}")]
     if isinstance(engine, VllmEngineConfig) and device == "cpu":
         return [

@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from packaging.version import Version
@@ -28,8 +29,8 @@ _RANK_USER = "vllm.v1.sample.sampler"
 _SAMPLER = ("vllm.v1.sample.ops.topk_topp_sampler", "TopKTopPSampler")
 _SAMPLER_PARAMETERS = ["self", "logits", "generators", "k", "p"]
 
-# the random numbers of each running sample by its generator's id; the generator is kept so that its id is not reused
-_streams: dict[int, tuple[torch.Generator, Iterator[float]]] = {}
+# the random numbers of each running sample; weak, since a server draws for weeks and never forgets them all at once
+_streams: WeakKeyDictionary[torch.Generator, Iterator[float]] = WeakKeyDictionary()
 
 
 def import_vllm() -> ModuleType:
@@ -95,9 +96,9 @@ def draw_by_inverse_cdf(
     truncated_BV = importlib.import_module(_SAMPLER[0]).apply_top_k_top_p(logits, k, p).float()
     uniform_B = torch.full((len(logits),), 0.5, dtype=torch.float64)
     for row, generator in generators.items():
-        if id(generator) not in _streams:
-            _streams[id(generator)] = (generator, uniform_stream(generator.initial_seed()))
-        uniform_B[row] = next(_streams[id(generator)][1])
+        if generator not in _streams:
+            _streams[generator] = uniform_stream(generator.initial_seed())
+        uniform_B[row] = next(_streams[generator])
     token_B, log_normaliser_B = draw_from_logits(truncated_BV, uniform_B)
     if self.logprobs_mode != "processed_logprobs":
         return token_B, None

@@ -1,7 +1,6 @@
 """Completions by vLLM in this process, on CUDA or CPU, with weights updated in place."""
 
 import logging
-import math
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -17,15 +16,17 @@ from rlhf.rollouts.engine import EngineError, Request
 from rlhf.rollouts.process_state import preserved_process_state
 from rlhf.rollouts.stop_tokens import resolve_stop_token_ids
 from rlhf.rollouts.vllm_cpu import adapt_vllm_to_cpu, forget_random_streams, import_vllm, packed_layers
+from rlhf.rollouts.vllm_sampling import (
+    CPU_BLOCK_SIZE,
+    MAX_BATCHED_TOKENS,
+    NonFiniteLogits,
+    check_requests,
+    make_sample,
+    sampling_arguments,
+)
 from rlhf.rollouts.vllm_weights import load_in_place, tensors_by_hf_name
 from rlhf.rollouts.weights import tensor_checksum
 
-# below this vLLM rounds a temperature up without an error
-SMALLEST_TEMPERATURE = 0.01
-# tokens of one forward: a prompt is never split, see `_start`
-MAX_BATCHED_TOKENS = 8192
-# the smallest block of vLLM's CPU attention; the default of 128 would share no prefix of a short prompt
-CPU_BLOCK_SIZE = 32
 LOG_TAIL = 30
 
 # read by vLLM when it is imported or when an engine starts
@@ -65,7 +66,6 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         self.dtype = dtype
         self.tokenizer = tokenizer
-        self.dtype = dtype
         self.max_model_len = max_model_len
         self.version = 0
         self._dead: str | None = None  # for good
@@ -127,10 +127,12 @@ class VllmEngine:
         self._check_alive()
         if not requests:
             return []
-        self._check_lengths(requests, sampling)
+        check_requests(requests, sampling, self.max_model_len)
         stop_token_ids = sorted(resolve_stop_token_ids(sampling.stop_token_ids, self.tokenizer))
         prompts = [{"prompt_token_ids": list(request.prompt.token_ids)} for request in requests]
-        parameters = [self._sampling_parameters(request, sampling, stop_token_ids) for request in requests]
+        from vllm import SamplingParams
+
+        parameters = [SamplingParams(**sampling_arguments(each, sampling, stop_token_ids)) for each in requests]
         try:
             # a prefix cached by an earlier call would change this call's rounding, and with it now and then a token;
             # the turns of dialogues are always called in the same order
@@ -143,67 +145,16 @@ class VllmEngine:
             raise self._error("vLLM failed while generating", error) from error
         return [self._sample(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
 
-    def _sampling_parameters(self, request: Request, sampling: SamplingConfig, stop_token_ids: list[int]) -> Any:
-        from vllm import SamplingParams
-
-        return SamplingParams(
-            n=1,
-            seed=request.seed,
-            max_tokens=sampling.max_tokens,
-            min_tokens=0,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=0.0,
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            repetition_penalty=1.0,
-            stop=None,
-            stop_token_ids=stop_token_ids,
-            ignore_eos=True,  # eos is among the stop tokens if it is to stop
-            logprobs=0,
-            prompt_logprobs=None,
-            detokenize=False,
-        )
-
     def _sample(self, request: Request, output: Any) -> Sample:
         token_ids = tuple(output.token_ids)
         logps = tuple(position[token].logprob for position, token in zip(output.logprobs, token_ids, strict=True))
-        if not all(map(math.isfinite, logps)):
+        try:
+            return make_sample(request, token_ids, logps, output.finish_reason, self.version, self.tokenizer)
+        except NonFiniteLogits:
             self._mixed = "its weights hold NaN or infinity"
-            raise EngineError(
-                f"sample {request.prompt.id}/{request.index}: the logits are not finite "
-                f"(weights of version {self.version})"
-            )
-        if output.finish_reason not in ("stop", "length"):
-            raise EngineError(
-                f"sample {request.prompt.id}/{request.index}: vLLM ended it with {output.finish_reason!r}, "
-                f"after {len(token_ids)} tokens\n{self._log_tail()}"
-            )
-        return Sample(
-            prompt=request.prompt,
-            index=request.index,
-            completion_ids=token_ids,
-            logps=logps,
-            finish_reason=output.finish_reason,
-            policy_version=self.version,
-            seed=request.seed,
-            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
-        )
-
-    def _check_lengths(self, requests: Sequence[Request], sampling: SamplingConfig) -> None:
-        if 0 < sampling.temperature < SMALLEST_TEMPERATURE:
-            raise ValueError(
-                f"temperature {sampling.temperature}: vLLM raises it to {SMALLEST_TEMPERATURE}; "
-                "use 0 (greedy) or `engine.type: transformers`"
-            )
-        for request in requests:
-            if len(request.prompt.token_ids) + sampling.max_tokens > self.max_model_len:
-                raise ValueError(
-                    f"prompt {request.prompt.id!r} has {len(request.prompt.token_ids)} tokens; with max_tokens "
-                    f"{sampling.max_tokens} that exceeds the engine's max_model_len {self.max_model_len}: raise "
-                    "engine.max_model_len, or lower max_tokens or max_prompt_tokens"
-                )
+            raise
+        except EngineError as error:
+            raise EngineError(f"{error}\n{self._log_tail()}") from error
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See `Engine.load_weights`. Raises KeyError for missing parameters; after any error the engine refuses to

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rlhf.config.rollouts import SERVER_CONNECTION
 from rlhf.data.sample_json import sample_from_json, sample_to_json
 from rlhf.data.types import Sample
 from rlhf.training.collectives import barrier, gather_lists, rank_of_world
@@ -38,6 +39,7 @@ FREE_SETTINGS = (
     "tracking",
     "evaluation",
     "guards",
+    *(f"engine.{name}" for name in SERVER_CONNECTION),
 )
 
 

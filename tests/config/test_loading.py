@@ -121,7 +121,7 @@ def test_all_problems_come_at_once_with_their_places(written):
     [
         (["--lr", "1"], "--lr: unknown key; did you mean optimizer.lr?"),
         (["--sampling.prompts_per_step", "1"], "did you mean batch.prompts_per_step?"),
-        (["--engine.type", "vlm"], "--engine.type = 'vlm': must be one of transformers, vllm; did you mean vllm?"),
+        (["--engine.type", "vlm"], "'vlm': must be one of transformers, vllm, server; did you mean vllm?"),
         (["--algorithm.preset", "ppo"], "must be one of grpo, dr_grpo, dapo, gspo, cispo, rloo, loo_ppo, reinforce"),
         (["--batch.steps"], "--batch.steps = true: must be an integer >= 1"),
         (["--batch.steps.deep", "1"], "batch.steps"),
