@@ -25,7 +25,7 @@ from rlhf.training.algorithm import (
 from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
 from rlhf.training.checkpoint import part_of, prefixed
 from rlhf.training.collectives import sum_gradients, sum_numbers
-from rlhf.training.guards import NonFiniteGuard
+from rlhf.training.guards import NonFiniteGuard, is_stale
 from rlhf.training.master_weights import MasterWeights
 from rlhf.training.metrics import MetricAverager
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
@@ -143,7 +143,8 @@ class Learner:
         averager.add_sum("tokens/trained", tokens)
         if check_ratio:
             name = "policy/engine_ratio_mean"  # absent where no engine drew the tokens
-            self.guard.check_ratio(step, sums.get(name, 0.0), tokens if name in sums else 0, self.device)
+            is_checked = name in sums and not is_stale(learned, step, self.config.batch)
+            self.guard.check_ratio(step, sums.get(name, 0.0), tokens if is_checked else 0, self.device)
         if self.guard.is_bad(loss, norm):
             self.guard.skip(step, self, learned, totals, algorithm, old_logps, loss=loss, norm=norm)
             averager.add_sum("guards/skipped_updates", 1.0 if self.accelerator.is_main_process else 0.0)
