@@ -3,8 +3,8 @@
 from typing import Any
 
 REASONS = {
-    "capo": "CAPO judges the step that each token would make by its gradient, and does not know the correction's weight "
-    "on it",
+    "capo": "CAPO judges the step that each token would make by its gradient, and does not know of the correction's "
+    "weight on it",
     "vpo": "losses of pairs have no importance ratio that could correct for older weights",
     "optimistic_actor_critic": "the policy jumps where the critic is exchanged, and the engine follows when it moved: "
     "samples of some steps before may be of another policy altogether",

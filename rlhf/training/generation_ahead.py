@@ -22,16 +22,15 @@ from rlhf.training.timing import PhaseTimer
 class GenerationAhead:
     """Used as a context manager: a generation under way is ended with an error of the main thread.
 
-    `ready`: batches that were generated and not yet learned from, by step; of this rank. `last_step`: nothing is
-    generated for steps after it. All methods are collective. Times are charged to `wait`, in which the learner had
-    nothing to do, and `overlap`, in which generation went on beside it.
+    `ready`: batches that were generated and not yet learned from, by step; of this rank. All methods are collective.
+    Times are charged to `wait`, in which the learner had nothing to do, and `overlap`, in which generation went on
+    beside it. It goes on past a run's last step: with what lies ready there a longer run goes on exactly.
     """
 
     def __init__(
-        self, collector: Collector, timer: PhaseTimer, staleness: int, last_step: int,
-        ready: Mapping[int, list[Sample]],
-    ) -> None:  # fmt: skip
-        self.collector, self.timer, self.staleness, self.last_step = collector, timer, staleness, last_step
+        self, collector: Collector, timer: PhaseTimer, staleness: int, ready: Mapping[int, list[Sample]]
+    ) -> None:
+        self.collector, self.timer, self.staleness = collector, timer, staleness
         self.ready = dict(ready)
         self._started: StartedBatch | None = None
         self._generation: BackgroundCall[list[Group]] | None = None
@@ -49,7 +48,7 @@ class GenerationAhead:
         if not self.staleness:
             return self.ready.pop(step) if step in self.ready else self.collector.collect(step)
         with self.timer.phase("wait"):
-            for needed in range(step, min(step + self.staleness - 1, self.last_step) + 1):
+            for needed in range(step, step + self.staleness):
                 if needed not in self.ready:
                     if self.ready and should_stop():
                         break
@@ -58,13 +57,12 @@ class GenerationAhead:
 
     def start(self, step: int) -> None:
         """Begin, while `step` is learned, the batch that is `staleness` steps later."""
-        later = step + self.staleness
-        if not self.staleness or later > self.last_step:
+        if not self.staleness:
             return
         collector = self.collector
         assert isinstance(collector, RolloutCollector), "config/staleness_rules.py lets no other collector through"
-        started = self._started = collector.start(later)
-        self._generation = BackgroundCall(lambda: collector.generate(started), f"the batch of step {later}")
+        started = self._started = collector.start(step + self.staleness)
+        self._generation = BackgroundCall(lambda: collector.generate(started), f"the batch of step {started.step}")
 
     def finish(self) -> None:
         """Wait for what `start` began, and replace groups without a signal, with the engine's weights as they are.

@@ -118,8 +118,8 @@ CHARTS = (
     Chart("Rollouts", "Cut off and ungradable", "Completions that hit the token limit, and those without a verdict.",
           {"tokens/truncated_share": "cut off", "grading/ungradable_share": "ungradable"}, share=True),
     Chart("Speed", "Throughput", "Tokens per second.", {"speed/tokens_per_second": "tokens/s"}),
-    Chart("Speed", "Generation ahead", "Seconds of a step in which samples were made beside the update, and in which the "
-          "learner waited for them.", {"time/overlap": "beside the update", "time/wait": "waited"}),
+    Chart("Speed", "Generation ahead", "Seconds of a step in which samples were made beside the update, and in which "
+          "the learner waited for them.", {"time/overlap": "beside the update", "time/wait": "waited"}),
     Chart("Speed", "Staleness", "Steps from the weights that made the samples to those that learn from them.",
           {"staleness/mean": "mean", "staleness/max": "largest"}, smooth=False),
 )

@@ -52,8 +52,7 @@ class Trainer:
         self.config, self.collector, self.engine, self.algorithm = config, collector, engine, algorithm
         self.learner, self.recorder, self.evaluators, self.save = learner, recorder, evaluators, save
         self.step = step
-        staleness, steps = config.batch.staleness, config.batch.steps
-        self.batches = GenerationAhead(collector, recorder.timer, staleness, steps, pending or {})
+        self.batches = GenerationAhead(collector, recorder.timer, config.batch.staleness, pending or {})
         self.version = version
         """Of the weights that the engine has: the step after which it got them."""
 
