@@ -131,8 +131,8 @@ def lay_out(arguments: argparse.Namespace, found: Mapping[int, Sequence[Outcome]
         if len(runs) > 1 and len({*shares[0], *shares[1]}) > 1:
             gap, low, high = comparison.welch(*shares)
             notes.append(
-                f"\nStaleness {staleness} less {arguments.staleness[0]}, held-out: {gap:+.1f} points, 95 % interval over "
-                f"seeds (Welch) [{low:+.1f}, {high:+.1f}]."
+                f"\nStaleness {staleness} less {arguments.staleness[0]}, held-out: {gap:+.1f} points, 95 % interval "
+                f"over seeds (Welch) [{low:+.1f}, {high:+.1f}]."
             )
     return "\n".join(notes)
 
