@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace, staleness: int, seed: int) -> Outcome:
     folder = finished_run("grpo", CONFIG, arguments.folder, name, settings)
     metrics, evaluation = folder.read_metrics(), folder.read_evaluations()[-1]
     seconds = {phase: [m.get(f"time/{phase}", 0.0) for m in metrics[1:]] for phase in TIMES}
-    late = metrics[-max(1, arguments.steps // 4):]
+    late = metrics[-max(1, arguments.steps // 4) :]
     outcome = Outcome(
         seconds, int(evaluation["right"]), int(evaluation["n"]), statistics.mean(m["reward/mean"] for m in late),
         max(abs(m["policy/engine_ratio_mean"] - 1) for m in metrics),
