@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402 - a benchmark is a script, and finds its neighbours in its own folder
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from capo_stability import VARIANTS, Course
 from peers.comparison import verdict, welch
 from preference_learning import exploration
+from staleness import TIMES, Outcome, lay_out
 
 from tests.processes import output_of, start
 from tests.tiny_runs import save_tiny_model
@@ -46,6 +48,28 @@ def test_a_course_collapses_at_half_its_peak():
 
     assert course(0.3, 0.8, 0.4).has_collapsed and not course(0.3, 0.8, 0.41).has_collapsed
     assert course(0.3, 0.6, 0.8).completions_to(0.6) == 5 * 64 and course(0.3, 0.6).completions_to(0.7) is None
+
+
+def test_generation_ahead_is_compared_seed_by_seed():
+    def outcome(seconds, right):
+        return Outcome({name: [seconds, seconds + 2] for name in TIMES}, right, 200, 0.5, 0.01)
+
+    arguments = argparse.Namespace(staleness=[0, 1], engine="vllm", model="m", steps=3, note="")
+    text = lay_out(arguments, {0: [outcome(5, 100), outcome(3, 120)], 1: [outcome(2, 110), outcome(3, 90)]})
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "5.00" in rows["0 (2)"] and "1.00 [1.00, 1.00]" in rows["0 (2)"] and "55.0 [50.1, 59.8]" in rows["0 (2)"]
+    assert "1.50 [1.00, 2.00]" in rows["1 (2)"] and "50.0 [45.1, 54.9]" in rows["1 (2)"]
+    assert "held-out: -5.0 points" in text
+
+
+@pytest.mark.slow
+def test_the_comparison_of_generation_ahead_runs(tmp_path):
+    out = tmp_path / "table.md"
+    output_of(start(
+        ROOT / "benchmarks" / "staleness.py", "--quick", "--engine", "transformers", "--model",
+        save_tiny_model(tmp_path / "model"), "--folder", tmp_path / "runs", "--out", out,
+    ))  # fmt: skip
+    assert "| 0 (1) " in out.read_text() and "| 1 (1) " in out.read_text()
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Truncated importance sampling: the engine sampled from slightly other probabilities than the learner computes."""
+"""Truncated importance sampling: the engine sampled from other probabilities than the learner computes, by rounding, or
+because its weights were older."""
 
 from typing import Literal
 
@@ -20,7 +21,10 @@ def mismatch_weight(
 ) -> Tensor:
     """Weight of each token: pi_learner / pi_engine of the token or of its whole sequence, truncated or masked at `cap`.
 
-    Both log-probs are those of the policy that generated the sample. The weight carries no gradient.
+    `engine_logp_N`: of the policy that generated the sample, as its engine computed them. `learner_logp_N`: before the
+    first update on the sample, of the policy that the loss' own ratio starts from. Where that is a later one than the
+    engine's (`batch.staleness`), the weight stands for both differences, and the clip range is around the later policy:
+    the decoupled objective of Hilton et al. 2021 (arXiv 2110.00641). The weight carries no gradient.
     Source: truncated importance sampling, Ionides 2008; for engines, Yao et al. 2025 ("Your efficient RL framework
     secretly brings you off-policy RL training").
     """

@@ -19,10 +19,12 @@ class KLConfig(Section):
 
 
 class MismatchConfig(Section):
-    """Correction of the gap between the engine's and the learner's log-probs (truncated importance sampling)."""
+    """Correction of the gap between the engine's and the learner's log-probs (truncated importance sampling): of its
+    rounding, and of samples of older weights (batch.staleness)."""
 
     level: Literal["off", "token", "sequence"] = "off"
-    """Weight each token, or each sequence, by pi_learner / pi_engine at generation time."""
+    """Weight each token, or each sequence, by pi_learner / pi_engine: before the step's first update, over the engine's
+    when it sampled."""
     mode: Literal["truncate", "mask"] = "truncate"
     """`truncate`: min(ratio, cap); `mask`: weight 0 above the cap."""
     cap: float = Field(2.0, gt=1)

@@ -11,6 +11,7 @@ from rlhf.config.optimizer_memory import MIN_SPLIT_DIM
 from rlhf.config.rewards import CorrectnessConfig, SoftOverlongConfig
 from rlhf.config.rollouts import VllmEngineConfig
 from rlhf.config.sources import ConfigError
+from rlhf.config.staleness_rules import staleness_contradictions, staleness_remarks
 
 GROUP_ADVANTAGES = ("group_normalised", "group_mean", "leave_one_out")
 
@@ -24,7 +25,7 @@ def shared_contradictions(config: Any) -> list[str]:
     """Those that every trainer has, whatever its algorithm."""
     return [
         *_batch(config), *_optimizer(config), *_temperature(config), *_rewards(config), *_evaluation(config),
-        *_lengths(config), *environment_contradictions(config),
+        *_lengths(config), *environment_contradictions(config), *staleness_contradictions(config),
     ]  # fmt: skip
 
 
@@ -230,7 +231,7 @@ def remarks(config: Any) -> list[str]:
             "checkpoint.keep_best chooses between checkpoints made during the run: set checkpoint.every and "
             "evaluation.every"
         )
-    return notes + _optimizer_remarks(config)
+    return notes + staleness_remarks(config) + _optimizer_remarks(config)
 
 
 def _policy_gradient_remarks(config: Any) -> list[str]:

@@ -36,6 +36,10 @@ class BatchConfig(Section):
     """Token budget of one forward-backward on one rank. Changes memory and speed, never the gradient."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping by global norm."""
+    staleness: int = Field(0, ge=0)
+    """How many steps old the weights are that make a batch: with 1, the next batch is generated while this one is
+    learned. Needs algorithm.mismatch; more than 1 is for experiments, and no faster (docs/asynchronous_generation.md).
+    """
 
 
 class GuardConfig(Section):

@@ -95,7 +95,11 @@ class PolicyGradient:
             "policy/kl_engine": -gap_N,
         }
         if self.config.mismatch.level != "off":
-            sums["policy/mismatch_weight"] = self._mismatch_weight(old_logp_N, fields)
+            weight_N = sums["policy/mismatch_weight"] = self._mismatch_weight(old_logp_N, fields)
+            mismatch = self.config.mismatch
+            sums["policy/mismatch_capped_share"] = (
+                weight_N >= mismatch.cap if mismatch.mode == "truncate" else weight_N == 0
+            )
         if fields.reference_logp_N is not None:
             sums["policy/kl_reference"] = kl_estimate(logp_N, fields.reference_logp_N, "k3")
         return {name: float(values.double().sum()) for name, values in sums.items()}

@@ -48,7 +48,8 @@ class ActorCritic(PolicyGradient):
         critic.update(sequences, targets, values)
         if config.whiten:
             advantages = whitened(advantages, learner)
-        is_pretraining = max(sample.policy_version for sample in samples) < config.critic.pretrain_steps
+        passes = learner.config.batch.minibatches * learner.config.batch.epochs
+        is_pretraining = learner.updates // passes < config.critic.pretrain_steps
         return with_advantages(
             samples, advantages, references, is_counted=not is_pretraining, mask_truncated=config.mask_truncated
         )

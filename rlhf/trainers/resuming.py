@@ -45,7 +45,8 @@ def find_checkpoint(config: RecipeConfig, folder: RunFolder, progress: ProgressD
 
 def restore(
     checkpoint: Checkpoint, learner: Learner, stream: PromptStream, accelerator: Accelerator
-) -> tuple[int, list[Sample]]:
+) -> tuple[int, dict[int, list[Sample]]]:
+    """(step, this rank's batches of later steps that were not learned from)."""
     state = checkpoint.state
     if state["world_size"] != accelerator.num_processes and checkpoint.pending:
         raise CheckpointError(
@@ -57,8 +58,11 @@ def restore(
     learner.guard.skipped_in_row = state["skipped_in_row"]
     stream.load_state_dict(state["stream"])
     share = len(checkpoint.pending) // accelerator.num_processes
-    rank = accelerator.process_index
-    return state["step"], checkpoint.pending[rank * share : (rank + 1) * share]
+    mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    pending: dict[int, list[Sample]] = {}
+    for later, sample in zip(state["pending_steps"][mine], checkpoint.pending[mine], strict=True):
+        pending.setdefault(later, []).append(sample)
+    return state["step"], pending
 
 
 def _load_weights(checkpoint: Checkpoint, learner: Learner) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +120,12 @@ def run(
     trackers = Trackers(accelerator, config.tracking)
     trackers.start(to_dict(config))
     recorder = Recorder(config, folder, accelerator, progress, trackers)
-    step, pending = 0, []
+    step, pending = 0, {}
     if checkpoint is not None:
         step, pending = restore(checkpoint, learner, stream, accelerator)
         if hasattr(algorithm, "load_state_dict"):
             algorithm.load_state_dict(checkpoint.state["algorithm"])
+        recorder.discarded = checkpoint.state["discarded"] if accelerator.is_main_process else 0
     version = step if checkpoint is None else checkpoint.state["policy_version"]
     if engine is not None:
         sync_weights(learner.policy_weights(), engine, version=version)
@@ -134,10 +135,13 @@ def run(
         folder.truncate_after(step if checkpoint is not None else -1)
     best: dict[str, float] = dict(checkpoint.state.get("best", {})) if checkpoint else {}
 
-    def save(at: int, waiting: list[Sample]) -> None:
+    def save(at: int, waiting: Mapping[int, list[Sample]]) -> None:
         state = algorithm.state_dict() if hasattr(algorithm, "state_dict") else {}
-        own = {"algorithm": state, "policy_version": trainer.version}
-        save_run(config, folder, learner, stream, recorder, at, gather_lists(waiting), best, own)
+        rows = gather_lists([(later, sample) for later, batch in waiting.items() for sample in batch])
+        steps = [later for later, _ in rows]
+        discarded = sum(gather_lists([recorder.discarded]))
+        own = {"algorithm": state, "policy_version": trainer.version, "pending_steps": steps, "discarded": discarded}
+        save_run(config, folder, learner, stream, recorder, at, [sample for _, sample in rows], best, own)
 
     sampler = engine if dialogues is None else dialogues.on(engine)
     collector = make_collector(config, stream, sampler, scorer, recorder, algorithm, learner)

@@ -5,7 +5,7 @@ checkpoints/step-000004/
   state.json            step, position in the data, counters, and the resolved config
   weights.safetensors   float32 master weights by name
   optimizer.pt          the optimizer's state (tensors and numbers only)
-  pending.jsonl         samples that were generated and not yet learned from
+  pending.jsonl         samples that were generated and not yet learned from; `pending_steps` of the state says of which
   shard-00000-of-00008.safetensors    where FSDP2 or ZeRO divide them: one rank's part of weights and optimizer state
 """
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rlhf.config.recipe import RecipeConfig
@@ -16,7 +16,9 @@ from rlhf.training.collectives import gather_lists
 from rlhf.training.guards import TrainingStopped
 from rlhf.training.recorder import Recorder
 
-WantsReplacement = Callable[[list[Sample]], bool]
+Group = list[Sample]
+"""The samples of one prompt."""
+WantsReplacement = Callable[[Group], bool]
 
 
 class Collector(Protocol):
@@ -26,6 +28,15 @@ class Collector(Protocol):
     """The samples are completions of the policy: the engine needs its weights before the next step."""
 
     def collect(self, step: int) -> list[Sample]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StartedBatch:
+    """A step's first requests of this rank; `seen`: how many requests each prompt of the step has had, on all ranks."""
+
+    step: int
+    requests: list[Request]
+    seen: Counter[str]
 
 
 class RolloutCollector:
@@ -50,22 +61,35 @@ class RolloutCollector:
     ) -> None:
         self.config, self.stream, self.engine, self.scorer, self.recorder = config, stream, engine, scorer, recorder
         self.wants_replacement, self.rank, self.world_size = wants_replacement, rank, world_size
+        self.prompts_wanted = config.batch.prompts_per_step // world_size
 
     def collect(self, step: int) -> list[Sample]:
-        wanted = self.config.batch.prompts_per_step // self.world_size
-        refills = self.config.algorithm.dynamic_sampling.max_refills
-        kept: list[list[Sample]] = []
+        started = self.start(step)
+        return self.complete(started, self.generate(started))
+
+    def start(self, step: int) -> StartedBatch:
+        """Take the prompts that the step begins with. Collective."""
         seen: Counter[str] = Counter()
+        return StartedBatch(step, self.take_requests(gather_lists([self.prompts_wanted]), step, seen), seen)
+
+    def generate(self, started: StartedBatch) -> list[Group]:
+        """The first samples of a step. Not collective: it may run in another thread."""
+        return self.rollout(started.requests, started.step)
+
+    def complete(self, started: StartedBatch, groups: list[Group]) -> list[Sample]:
+        """The step's samples, with groups of fresh prompts in place of those that teach nothing. Collective."""
+        refills = self.config.algorithm.dynamic_sampling.max_refills
+        kept: list[Group] = []
         for attempt in range(refills + 1):
-            missing_by_rank = gather_lists([wanted - len(kept)])
-            if not sum(missing_by_rank):
-                break
-            groups = self.rollout(self.take_requests(missing_by_rank, step, seen), step)
             if attempt < refills:
                 fresh = [group for group in groups if not self.wants_replacement(group)]
                 self.recorder.count_discarded(len(groups) - len(fresh))
                 groups = fresh
             kept += groups
+            missing_by_rank = gather_lists([self.prompts_wanted - len(kept)])
+            if not sum(missing_by_rank):
+                break
+            groups = self.rollout(self.take_requests(missing_by_rank, started.step, started.seen), started.step)
         return [sample for group in kept for sample in group]
 
     def take_requests(self, missing_by_rank: list[int], step: int, seen: Counter[str]) -> list[Request]:
@@ -77,7 +101,7 @@ class RolloutCollector:
         first = sum(missing_by_rank[: self.rank]) * count
         return requests[first : first + missing_by_rank[self.rank] * count]
 
-    def rollout(self, requests: list[Request], step: int) -> list[list[Sample]]:
+    def rollout(self, requests: list[Request], step: int) -> list[Group]:
         """Graded samples by prompt."""
         with self.recorder.timer.phase("generate"):
             samples = self.engine.generate(requests, self.config.sampling)

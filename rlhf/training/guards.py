@@ -3,6 +3,7 @@ policy."""
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.aggregation import StepTotals
-from rlhf.config.training import GuardConfig
+from rlhf.config.training import BatchConfig, GuardConfig
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collectives import gather_lists, sum_numbers
 from rlhf.training.run_folder import plain, sample_record, write_atomically
@@ -94,7 +95,8 @@ class NonFiniteGuard:
         return [None] * before + samples + [None] * after
 
     def check_ratio(self, step: int, ratio_sum: float, tokens: int, device: torch.device) -> None:
-        """At the first update after a sync the learner's probabilities over the engine's must be 1 on average.
+        """At the first update after a sync the learner's probabilities over the engine's must be 1 on average, where
+        the engine had the learner's weights (`is_stale`).
 
         Raises TrainingStopped when they are off by more than `ratio_tolerance`. A non-finite ratio is left to the guard
         of the gradient, which names the sample.
@@ -112,6 +114,12 @@ class NonFiniteGuard:
                 "use the same dtype, temperature and checkpoint, or set engine.type: transformers to find out "
                 "which is wrong"
             )
+
+
+def is_stale(samples: Sequence[TrainingSample], step: int, batch: BatchConfig) -> bool:
+    """Whether the samples of `step` are of an older policy than the one that learns from them, so that their ratio is
+    not 1. Without `batch.staleness` they never are: an older version then means that the policy has not moved since."""
+    return batch.staleness > 0 and any(sample.sample.policy_version < step - 1 for sample in samples)
 
 
 def _name(kind: str, names: list[str]) -> str:

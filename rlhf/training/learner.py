@@ -31,7 +31,7 @@ from rlhf.training.checkpoint import part_of, prefixed
 from rlhf.training.collectives import sum_numbers
 from rlhf.training.even_batches import rank_micro_batches
 from rlhf.training.fsdp2_weights import GatheredTensors, copy_whole
-from rlhf.training.guards import NonFiniteGuard
+from rlhf.training.guards import NonFiniteGuard, is_stale
 from rlhf.training.master_weights import clip_factor
 from rlhf.training.metrics import MetricAverager
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
@@ -156,7 +156,8 @@ class Learner:
         averager.add_sum("tokens/trained", tokens)
         if check_ratio:
             name = "policy/engine_ratio_mean"  # absent where no engine drew the tokens
-            self.guard.check_ratio(step, sums.get(name, 0.0), tokens if name in sums else 0, self.device)
+            is_checked = name in sums and not is_stale(learned, step, self.config.batch)
+            self.guard.check_ratio(step, sums.get(name, 0.0), tokens if is_checked else 0, self.device)
         if self.guard.is_bad(loss, norm):
             self.guard.skip(step, self, learned, totals, algorithm, old_logps, loss=loss, norm=norm)
             averager.add_sum("guards/skipped_updates", 1.0 if self.accelerator.is_main_process else 0.0)

@@ -129,6 +129,15 @@ def rollout_metrics(samples: Sequence[Sample]) -> MetricAverager:
     return averager
 
 
+def staleness_metrics(step: int, samples: Sequence[Sample]) -> MetricAverager:
+    """How many steps the policy that learns in `step` is ahead of the one that made its samples."""
+    averager = MetricAverager()
+    for sample in samples:
+        averager.add("staleness/mean", step - 1 - sample.policy_version)
+        averager.add_max("staleness/max", step - 1 - sample.policy_version)
+    return averager
+
+
 def _add_dialogue(averager: MetricAverager, sample: Sample) -> None:
     averager.add("dialogue/reward_per_turn", math.fsum(sample.turn_rewards) / len(sample.turns), len(sample.turns))
     averager.add("dialogue/turns_mean", len(sample.turns))

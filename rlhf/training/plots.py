@@ -17,6 +17,9 @@ Records = Sequence[Mapping[str, Any]]
 AREA_BINS = 150
 """A stacked area of more steps is averaged into this many, or the paths dominate the page's size."""
 
+BESIDE_LEARNING = ("time/generate", "time/reward", "time/overlap")
+"""Seconds that are, with `batch.staleness`, in those of other phases."""
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -115,6 +118,10 @@ CHARTS = (
     Chart("Rollouts", "Cut off and ungradable", "Completions that hit the token limit, and those without a verdict.",
           {"tokens/truncated_share": "cut off", "grading/ungradable_share": "ungradable"}, share=True),
     Chart("Speed", "Throughput", "Tokens per second.", {"speed/tokens_per_second": "tokens/s"}),
+    Chart("Speed", "Generation ahead", "Seconds of a step in which samples were made beside the update, and in which "
+          "the learner waited for them.", {"time/overlap": "beside the update", "time/wait": "waited"}),
+    Chart("Speed", "Staleness", "Steps from the weights that made the samples to those that learn from them.",
+          {"staleness/mean": "mean", "staleness/max": "largest"}, smooth=False),
 )
 
 
@@ -187,8 +194,11 @@ def draw_evaluations(evaluations: Records) -> Drawing:
 
 
 def draw_phases(metrics: Records) -> Drawing:
-    """Seconds per step by phase, stacked; what no phase claims is `other`."""
+    """Seconds per step by phase, stacked; what no phase claims is `other`. Where generation goes on beside the updates,
+    a step has the seconds that it was waited for."""
     names = list(dict.fromkeys(n for r in metrics for n in r if n.startswith("time/") and n != "time/step"))
+    if "time/wait" in names:
+        names = [name for name in names if name not in BESIDE_LEARNING]
     steps = np.array([float(r["step"]) for r in metrics])
     rows = np.array([[_finite(r.get(name, 0.0)) for r in metrics] for name in names])
     total = np.array([_finite(r.get("time/step", 0.0)) for r in metrics])

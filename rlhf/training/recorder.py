@@ -11,7 +11,7 @@ from rlhf.config.recipe import RecipeConfig
 from rlhf.data.types import Sample
 from rlhf.training.collectives import gather_lists
 from rlhf.training.evaluation_figures import main_figure
-from rlhf.training.metrics import MetricAverager, Trackers, rollout_metrics
+from rlhf.training.metrics import MetricAverager, Trackers, rollout_metrics, staleness_metrics
 from rlhf.training.progress import ProgressDisplay
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.timing import PhaseTimer
@@ -33,11 +33,12 @@ class Recorder:
         self.timer = PhaseTimer(synchronize_cuda=torch.cuda.is_available())
         self.latest: dict[str, float] = {}
         """The metrics of the last step, with those of an evaluation after it."""
-        self._discarded = 0
+        self.discarded = 0
+        """Groups without a signal that were replaced since the last step, on this rank."""
 
     def count_discarded(self, groups: int) -> None:
         """Groups without a signal that were replaced in this step."""
-        self._discarded += groups
+        self.discarded += groups
 
     def step(
         self, step: int, samples: list[Sample], update: dict[str, float], *, makes_rollouts: bool = True
@@ -48,9 +49,11 @@ class Recorder:
         if makes_rollouts:
             averager.merge(rollout_metrics([sample for sample in samples if not sample.is_of_reference]))
         averager.add_sum("tokens/completion_total", sum(len(sample.completion_ids) for sample in samples))
-        averager.add_sum("groups/discarded", self._discarded)
+        if self.config.batch.staleness:
+            averager.merge(staleness_metrics(step, samples))
+        averager.add_sum("groups/discarded", self.discarded)
         averager.add_max("memory/peak_bytes", peak_bytes())
-        self._discarded = 0
+        self.discarded = 0
         metrics = averager.reduce() | update | self.timer.metrics()
         metrics["speed/tokens_per_second"] = metrics["tokens/completion_total"] / max(1e-9, metrics["time/step"])
         self.latest = dict(metrics)

@@ -10,7 +10,8 @@ import torch
 class PhaseTimer:
     """Accumulates wall seconds by phase between two resets.
 
-    `with timer.phase("generate"): ...` may be entered many times per step; a phase inside another counts in both.
+    `with timer.phase("generate"): ...` may be entered many times per step; a phase inside another counts in both. Two
+    threads may be in different phases.
     `synchronize_cuda` waits for the device at the borders of each phase, so that queued kernels are charged to the
     phase that launched them; it costs overlap, so it is off unless asked for.
     """
@@ -32,7 +33,11 @@ class PhaseTimer:
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - start
+            self.add(name, self._now() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Charge seconds that were measured elsewhere to `name`."""
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     @property
     def seconds(self) -> dict[str, float]:

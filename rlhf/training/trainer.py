@@ -1,6 +1,6 @@
 """The loop. Blind to the algorithm: it moves samples to a batch to an update, and records what happened."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from rlhf.config.recipe import RecipeConfig
@@ -10,6 +10,7 @@ from rlhf.training.algorithm import Algorithm
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collecting import Collector
 from rlhf.training.evaluation import Evaluator
+from rlhf.training.generation_ahead import GenerationAhead
 from rlhf.training.learner import Learner
 from rlhf.training.recorder import Recorder
 from rlhf.training.stopping import StopRequest
@@ -30,8 +31,8 @@ class RolloutAlgorithm(Algorithm, Protocol):
 
 
 class Trainer:
-    """Everything a run is made of; `save(step, pending)` writes a checkpoint. No engine: nothing is evaluated and
-    the collector makes no rollouts."""
+    """Everything a run is made of; `save(step, pending)` writes a checkpoint, with batches of later steps. No engine:
+    nothing is evaluated and the collector makes no rollouts."""
 
     def __init__(
         self,
@@ -43,14 +44,15 @@ class Trainer:
         learner: Learner,
         recorder: Recorder,
         evaluators: Sequence[Evaluator],
-        save: Callable[[int, list[Sample]], None],
+        save: Callable[[int, Mapping[int, list[Sample]]], None],
         step: int = 0,
         version: int = 0,
-        pending: list[Sample] | None = None,
+        pending: Mapping[int, list[Sample]] | None = None,
     ) -> None:
         self.config, self.collector, self.engine, self.algorithm = config, collector, engine, algorithm
         self.learner, self.recorder, self.evaluators, self.save = learner, recorder, evaluators, save
-        self.step, self.pending = step, pending or []
+        self.step = step
+        self.batches = GenerationAhead(collector, recorder.timer, config.batch.staleness, pending or {})
         self.version = version
         """Of the weights that the engine has: the step after which it got them."""
 
@@ -58,19 +60,20 @@ class Trainer:
         """Run the steps that are left. False if it was asked to stop before the last one (a checkpoint is then
         written)."""
         timer = self.recorder.timer
-        with StopRequest(self.learner.device) as stop:
+        with StopRequest(self.learner.device) as stop, self.batches:
             if self.step == 0:
                 self.evaluate(0)
             for step in range(self.step + 1, self.config.batch.steps + 1):
                 timer.reset()
-                samples = self.pending or self.collector.collect(step)
-                self.pending = []
+                samples = self.batches.take(step, stop.agreed)
                 if stop.agreed():
-                    self.save(step - 1, samples)
+                    self.save(step - 1, {step: samples, **self.batches.ready})
                     return False
+                self.batches.start(step)
                 with timer.phase("update"):
                     batch = self.algorithm.prepare(samples, self.learner)
                     metrics = self.learner.update(batch, self.algorithm, step)
+                self.batches.finish()
                 is_last = step == self.config.batch.steps
                 every = self.config.evaluation.every
                 is_evaluated = bool(self.evaluators) and (is_last or (every > 0 and step % every == 0))
@@ -84,7 +87,7 @@ class Trainer:
                 should_stop = stop.agreed()
                 every = self.config.checkpoint.every
                 if is_last or should_stop or (every and step % every == 0):
-                    self.save(step, [])
+                    self.save(step, self.batches.ready)
                 if should_stop and not is_last:
                     return False
         return True

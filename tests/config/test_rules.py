@@ -2,9 +2,14 @@
 
 import pytest
 
+from rlhf.config.capo import CAPOConfig
 from rlhf.config.grpo import GRPOConfig
-from rlhf.config.loading import ConfigError, load_config
+from rlhf.config.loading import ConfigError, load_config, parse_config
+from rlhf.config.loop import LOOPConfig
+from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig
+from rlhf.config.ppo import PPOConfig
 from rlhf.config.rules import check_world_size, remarks
+from rlhf.config.vpo import VPOConfig
 
 DATASET = ["--data.type", "dataset", "--data.path", "a.jsonl"]
 
@@ -41,6 +46,9 @@ CASES = [
     (["--algorithm.loss", "reinforce", "--algorithm.importance", "sequence"], "use importance: token",
      ["--algorithm.importance", "token"]),
     (["--algorithm.preset", "cispo", "--algorithm.dual_clip", "3"], "remove it", ["--algorithm.dual_clip", "null"]),
+    (["--batch.staleness", "1"], "set algorithm.mismatch.level to token or sequence",
+     ["--algorithm.mismatch.level", "sequence"]),
+    (["--batch.staleness", "2"], "or batch.staleness to 0", ["--batch.staleness", "0"]),
 ]  # fmt: skip
 
 
@@ -88,11 +96,34 @@ def test_the_launcher_s_world_size_is_checked(monkeypatch, capsys):
         (["--model.lora.dropout", "0.1"], "guards.ratio_tolerance"),
         (["--algorithm.preset", "rloo", "--batch.minibatches", "2"], "off-policy without correction"),
         (["--checkpoint.keep_best", "evaluation/held_out/accuracy"], "set checkpoint.every and evaluation.every"),
+        (["--batch.staleness", "2", "--algorithm.mismatch.level", "token"], "samples older and nothing faster"),
     ],
 )
 def test_remarks(parse, flags, said):
     (remark,) = remarks(parse(*flags))
     assert said in remark
+
+
+OTHERS = [
+    (CAPOConfig, {}, "CAPO judges the step"),
+    (VPOConfig, {}, "no importance ratio"),
+    (OptimisticActorCriticConfig, {}, "jumps where the critic is exchanged"),
+    (LOOPConfig, {}, "planned anew at exchanges"),
+    (PPOConfig, {"--algorithm.mismatch.level": "token"}, None),
+]
+
+
+@pytest.mark.parametrize(("schema", "flags", "said"), OTHERS, ids=[schema.__name__ for schema, *_ in OTHERS])
+def test_recipes_that_cannot_learn_from_older_samples_say_why(schema, flags, said):
+    given = {"--model.path": "m", "--data.type": "arithmetic", "--batch.staleness": "1", **flags}
+    arguments = [word for pair in given.items() for word in pair]
+    if said is None:
+        assert parse_config(schema, arguments).batch.staleness == 1
+        return
+    with pytest.raises(ConfigError) as caught:
+        parse_config(schema, arguments)
+    (problem,) = caught.value.problems
+    assert said in problem and problem.endswith("set batch.staleness to 0")
 
 
 def test_nothing_is_remarked_on_the_defaults(parse):

@@ -42,14 +42,13 @@ def model(tmp_path_factory):
 
 def write_config(folder: Path, model: str, reward: dict | None = None, **changes) -> Path:
     functions = [{"type": "callable", **(reward or {"path": f"{EVEN_TOKENS}:even_share"})}]
-    config = tiny_config(
-        model,
-        run={"folder": str(folder), "name": "run"},
-        batch={"steps": STEPS, "prompts_per_step": 4, "tokens_per_micro_batch": 128},
-        rewards={"functions": functions},
-        checkpoint={"every": 1, "keep_last": 3},
-        **changes,
-    )
+    sections = {
+        "run": {"folder": str(folder), "name": "run"},
+        "batch": {"steps": STEPS, "prompts_per_step": 4, "tokens_per_micro_batch": 128},
+        "rewards": {"functions": functions},
+        "checkpoint": {"every": 1, "keep_last": 3},
+    }
+    config = tiny_config(model, **(sections | changes))
     file = folder / "config.yaml"
     file.write_text(to_yaml(config))
     return file
@@ -78,6 +77,18 @@ def test_a_reward_that_hangs_ends_the_run(tmp_path, model):
     assert "reward function hangs has not returned after 2 s for 16 samples" in output
     assert time.monotonic() - started < 120
     assert_two_steps_are_kept(tmp_path)
+
+
+def test_a_dead_engine_in_the_thread_of_the_next_batch_ends_the_run(tmp_path, model):
+    """With weights of version 2 the batch of step 4 is made, while step 3 is learned."""
+    ahead = {"batch": {"steps": STEPS, "prompts_per_step": 4, "tokens_per_micro_batch": 128, "staleness": 1}}
+    config_file = write_config(tmp_path, model, **ahead, algorithm={"mismatch": {"level": "token"}})
+    output = output_of(start("-c", ENGINE_DIES, "--config", config_file), 1)
+    assert "EngineError: the transformers engine cannot be used" in output
+    assert "in the thread that was busy with: the batch of step 4" in output
+    assert_two_steps_are_kept(tmp_path)
+    assert "after step 2" in output_of(start(*RECIPE, config_file))
+    assert [line["step"] for line in RunFolder(tmp_path / "run").read_metrics()] == list(range(1, STEPS + 1))
 
 
 def test_a_dead_engine_ends_the_run_which_a_new_engine_goes_on_with(tmp_path, model):

@@ -1,7 +1,7 @@
 """Run by torchrun with two ranks or three: two steps, a sharded checkpoint, two steps more; and the same from the
 checkpoint.
 
-Arguments: a checkpoint of a model and a folder. Two ranks write the sharded checkpoints of each run there and compare to
+Arguments: a checkpoint of a model and a folder. Two ranks write sharded checkpoints of each run there and compare to
 the bit; three go on from those and compare with what the two ended at, where the optimizer's state allows it.
 """
 

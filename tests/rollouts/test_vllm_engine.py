@@ -3,7 +3,8 @@
 import json
 import math
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from rlhf.rollouts.sampling import truncate
 from rlhf.rollouts.transformers_engine import TransformersEngine
 from rlhf.rollouts.vllm_engine import VllmEngine
 from rlhf.rollouts.weights import compare_checksums, weight_checksums
+from rlhf.training.background_call import BackgroundCall
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -309,3 +311,41 @@ def test_a_failure_inside_vllm_names_itself_and_is_final(
     ):
         with pytest.raises(EngineError, match="an earlier generation failed"):
             use()
+
+
+def test_a_thread_generates_the_same_while_the_learner_trains(
+    engine: VllmEngine, learner: PreTrainedModel, smollm2_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Tokens and log-probs to the bit, and the process as it was: the learner's gradients and draws are its own."""
+    wanted = requests(chat_prompts(smollm2_tokenizer), samples=4)
+    sampling = SamplingConfig(max_tokens=24)
+    expected = engine.generate(wanted, sampling)
+
+    def train(is_done: Callable[[], bool]) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        results = []
+        while len(results) < 4 or not is_done():
+            ids = torch.randint(3, 49_000, (2, 32))
+            learner.zero_grad(set_to_none=True)
+            learner(ids, labels=ids).loss.backward()
+            results.append(learner.model.embed_tokens.weight.grad.clone())
+        assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+        return results
+
+    learner.requires_grad_(True)
+    alone = train(lambda: True)
+    ended = threading.Event()
+
+    def generate() -> list[Sample]:
+        try:
+            return engine.generate(wanted, sampling)
+        finally:
+            ended.set()
+
+    call = BackgroundCall(generate, "a batch")
+    beside = train(ended.is_set)
+    assert call.result() == expected
+    assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=False))
+    # again from this thread, after the other
+    assert engine.generate(wanted, sampling) == expected
+    learner.zero_grad(set_to_none=True)
