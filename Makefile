@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 ENGINE ?= vllm
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 # wheels that pip would find in a local folder are found by uv too
@@ -15,7 +16,7 @@ OFFLINE := HF_HUB_OFFLINE=1
 INSTALL := $(UV) pip install -q --python $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo test test-fast lint bench lock
+.PHONY: help setup setup-gpu demo test test-matrix test-fast lint bench lock
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,11 +53,14 @@ demo: setup ## train the demo model on sums; ENGINE=vllm or transformers
 	&& echo "[demo] open runs/$$name/report.html"
 
 test: setup ## every test that this machine can run
-	@echo "[test] fast tests, then slow ones"
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -q --durations=15
+	@echo "[test] $(WORKERS) files at a time; WORKERS=1 for one after the other"
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=15
+
+test-matrix: setup ## every trainer and optimizer under FSDP2, ZeRO-2 and ZeRO-3, full and LoRA; half an hour
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -q -m matrix --durations=15
 
 test-fast: setup ## the tests that take seconds
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -q -m "not slow"
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 lint: setup ## style and import arrows
 	@$(BIN)/ruff check .

@@ -29,6 +29,16 @@ def output_of(process: subprocess.Popen, status: int = 0, timeout_s: float = 300
 
 
 def run_on_two_ranks(script: Path, *arguments: str | Path) -> None:
-    """`torchrun --nproc-per-node 2 SCRIPT ARGUMENTS` with gloo; every rank must succeed."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    output_of(start(*launcher, script, *arguments, ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES=""))
+    """As `run_on_ranks`."""
+    run_on_ranks(2, script, *arguments)
+
+
+def run_on_ranks(
+    ranks: int, script: Path, *arguments: str | Path, timeout_s: float = 300, **environment: str
+) -> None:
+    """`torchrun --nproc-per-node RANKS SCRIPT ARGUMENTS` with gloo; every rank must succeed."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    # DeepSpeed's ranks find the CPU by themselves, and are not seen by Accelerate where it is named
+    cpu = {} if "ACCELERATE_USE_DEEPSPEED" in environment else {"ACCELERATE_USE_CPU": "true"}
+    given = {"CUDA_VISIBLE_DEVICES": ""} | cpu | environment
+    output_of(start(*launcher, script, *arguments, **given), timeout_s=timeout_s)

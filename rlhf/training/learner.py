@@ -25,6 +25,7 @@ from rlhf.training.algorithm import (
     StepVerdict,
     WeighingAlgorithm,
 )
+from rlhf.training.balance import balanced
 from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
 from rlhf.training.build_weights import Weights, make_weights
 from rlhf.training.checkpoint import part_of, prefixed
@@ -82,15 +83,20 @@ class Learner:
         batch = self.config.batch
         # dropout (LoRA) is the only random draw in here
         torch.manual_seed(derive_seed(self.config.run.seed, step, "learner", self.accelerator.process_index))
+        groups = group_by_prompt(samples, self.config.completions_per_prompt)
+        balance: dict[str, float] = {}
+        # what weighs whole groups knows those that it prepared
+        if not isinstance(algorithm, WeighingAlgorithm):
+            groups, balance = balanced(groups, keeps_counts=batch.minibatches > 1)
+        samples = [sample for group in groups for sample in group]
         old_logps = self._old_logps(samples) if self.reuses_batch and algorithm.has_ratio else None
         averager = MetricAverager()
-        groups = group_by_prompt(samples, self.config.completions_per_prompt)
         for epoch in range(batch.epochs):
             order = self._group_order(len(groups), step, epoch)
             for index, minibatch in enumerate(split_minibatches(groups, batch.minibatches, order)):
                 first = epoch == 0 and index == 0
                 self._optimizer_step(minibatch, algorithm, step, old_logps, averager, check_ratio=first)
-        return averager.reduce() | ({} if self.critic is None else self.critic.metrics)
+        return averager.reduce() | balance | ({} if self.critic is None else self.critic.metrics)
 
     def _optimizer_step(
         self,

@@ -37,6 +37,7 @@ def test_options_reach_vllm_and_what_follows_the_dashes_too():
 def test_the_environment_of_the_caller_stays_but_for_what_the_server_needs(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "0")
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)  # an engine in this process leaves it
     environment = server_environment(ServerSettings("m", port=9), is_cpu=True)
     assert (environment["OMP_NUM_THREADS"], environment["VLLM_SERVER_DEV_MODE"]) == ("7", "1")
     assert environment[FOLDER_VARIABLE].endswith("-9") and str(ROOT) in environment["PYTHONPATH"]

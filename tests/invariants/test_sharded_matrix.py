@@ -1,0 +1,81 @@
+"""Every trainer and optimizer, full fine-tuning and LoRA, with the model in shards: the trajectory of one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.invariants.sharded_runs import MATRIX, environment_of, weights_after
+from tests.processes import run_on_ranks
+from tests.tiny_runs import save_tiny_model
+
+SCRIPT, CHECKPOINTS = (Path(__file__).with_name(f"{name}_on_ranks.py") for name in ("matrix", "checkpoints"))
+PER_RANK = ("optimistic", "loop")
+"""Their critics keep and draw episodes by rank, so their runs are compared with those of whole models on two ranks."""
+IN_SHORT = {
+    "fsdp2": ("grpo auon full", "capo adamw full", "grpo adamw lora"),
+    "zero3": ("grpo frugal full", "ppo adamw full", "vpo adamw lora"),
+}
+BY_NAME = {run.name: run for run in MATRIX}
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory):
+    """With matrices that are large enough for optimizers that treat those apart."""
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "wide", hidden_size=64, intermediate_size=1024)
+
+
+@pytest.fixture(scope="module")
+def expected(wide_model, tmp_path_factory):
+    """The weights after the steps on one process, by run; on two with the whole model where that is another run."""
+    folder, found = tmp_path_factory.mktemp("expected"), {}
+
+    def of(name: str) -> dict[str, torch.Tensor]:
+        if name not in found and BY_NAME[name].trainer in PER_RANK:
+            names = [run.name for run in MATRIX if run.trainer in PER_RANK]
+            found.update(on_ranks("ddp", wide_model, folder, names))
+        elif name not in found:
+            found[name] = weights_after(BY_NAME[name], wide_model, folder)
+        return found[name]
+
+    return of
+
+
+def on_ranks(sharding: str, model: str, folder: Path, names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    out = folder / f"{sharding}.safetensors"
+    run_on_ranks(2, SCRIPT, model, folder, out, *names, timeout_s=1500, **environment_of(sharding))
+    result: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(out).items():
+        run, _, name = key.partition("/")
+        result.setdefault(run, {})[name] = tensor
+    return result
+
+
+def check(sharding: str, model: str, folder: Path, names: list[str], expected) -> None:
+    for run, weights in on_ranks(sharding, model, folder, names).items():
+        for name, wanted in expected(run).items():
+            distance = float((weights[name] - wanted).norm() / wanted.norm())
+            assert distance < 1e-5, f"{run} under {sharding}: {name} differs by {distance:.1e}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", IN_SHORT)
+def test_three_steps_in_shards_are_those_of_one_process(sharding, wide_model, tmp_path, expected):
+    check(sharding, wide_model, tmp_path, list(IN_SHORT[sharding]), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize("sharding", ["fsdp2", "zero1", "zero2", "zero3", "zero3_offload"])
+def test_all_of_the_matrix(sharding, wide_model, tmp_path, expected):
+    check(sharding, wide_model, tmp_path, list(BY_NAME), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sharding", ["fsdp2", *(pytest.param(s, marks=pytest.mark.matrix) for s in ("zero2", "zero3"))]
+)
+def test_checkpoints_in_shards_go_on_to_the_bit_and_on_other_ranks(sharding, wide_model, tmp_path):
+    for ranks in (2, 3):
+        run_on_ranks(ranks, CHECKPOINTS, wide_model, tmp_path, timeout_s=900, **environment_of(sharding))
