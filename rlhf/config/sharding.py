@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from rlhf.config.optimistic_actor_critic import OptimisticConfig
+from rlhf.config.recipe import RecipeConfig
+
 Sharding = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload"]
 
 
@@ -18,6 +21,29 @@ def sharding_from_environment(environment: Mapping[str, str]) -> Sharding:
     if stage == "3":
         return "zero3_offload" if is_offloaded else "zero3"
     return {"1": "zero1", "2": "zero2"}.get(stage, "ddp")
+
+
+def sharding_problems(config: RecipeConfig, sharding: Sharding) -> list[str]:
+    """What this recipe cannot do with a model that is divided over ranks, with the remedies."""
+    if sharding == "ddp":
+        return []
+    problems, algorithm = [], config.algorithm
+    if config.optimizer.type in ("muon", "adamw_8bit"):
+        is_muon = config.optimizer.type == "muon"
+        reason = "needs whole matrices" if is_muon else "has state that cannot be saved in shards"
+        problems.append(
+            f"optimizer.type {config.optimizer.type} {reason}, and {sharding} divides them over ranks: use auon, "
+            "frugal or adabelief (with state_dtype: 8bit for a small state), or configs/accelerate/ddp.yaml"
+        )
+    if isinstance(algorithm, OptimisticConfig) and (
+        algorithm.ensemble.target == "policy"
+        or (algorithm.actor.kind, algorithm.actor.reset) == ("logit_match", "none")
+    ):
+        problems.append(
+            f"preset {algorithm.preset} reads the policy at states of which ranks have different numbers, and under "
+            f"{sharding} all ranks have to read at once: choose another preset, or configs/accelerate/ddp.yaml"
+        )
+    return problems
 
 
 def _is_true(environment: Mapping[str, str], name: str) -> bool:

@@ -17,7 +17,7 @@ from rlhf.config.memory_plan import memory_plan
 from rlhf.config.model_shapes import find_shape
 from rlhf.config.recipe import RecipeConfig
 from rlhf.config.rules import longest_sequence
-from rlhf.config.sharding import sharding_from_environment
+from rlhf.config.sharding import sharding_from_environment, sharding_problems
 from rlhf.config.sources import ConfigError
 from rlhf.data.order import PromptStream
 from rlhf.data.preference_source import load_preferences
@@ -76,6 +76,8 @@ def run(
         sharding, log_with=config.tracking.trackers or None, project_dir=str(Path(config.run.folder) / config.run.name)
     )
     check_launch(accelerator, sharding)
+    if problems := sharding_problems(config, sharding):
+        raise ConfigError(problems)
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     progress = ProgressDisplay(config.batch.steps, accelerator.is_main_process)
     if accelerator.is_main_process:

@@ -1,5 +1,6 @@
 """Weights, gradients and optimizer state in flat partitions: DeepSpeed ZeRO, stages 1 to 3."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,8 @@ class ZeroWeights:
     ) -> None:
         import deepspeed
 
+        # DeepSpeed calls what newer versions of torch name otherwise, in each of its collective operations
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         # an extension for gloo that is built by a compiler for minutes, and that it does without
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.names, self.parameters = list(named_parameters), list(named_parameters.values())
