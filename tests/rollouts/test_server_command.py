@@ -35,6 +35,7 @@ def test_options_reach_vllm_and_what_follows_the_dashes_too():
 
 
 def test_the_environment_of_the_caller_stays_but_for_what_the_server_needs(monkeypatch):
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)  # an engine in this process sets it
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "0")
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)  # an engine in this process leaves it
