@@ -40,7 +40,9 @@ def write_shard(file: Path, stretches: Iterable[Stretch]) -> None:
     """Write one rank's stretches; empty ones are left out."""
     tensors: dict[str, Tensor] = {}
     places: dict[str, tuple[str, tuple[int, ...], int]] = {}
-    for number, stretch in enumerate(stretch for stretch in stretches if stretch.values.numel()):
+    # in an order that does not depend on how the optimizer came by its state: equal runs write equal files
+    filled = sorted((s for s in stretches if s.values.numel()), key=lambda s: (s.key, s.start))
+    for number, stretch in enumerate(filled):
         name = f"{number:06d}"
         tensors[name] = stretch.values.detach().to("cpu", copy=True).contiguous()
         places[name] = (stretch.key, stretch.shape, stretch.start)
