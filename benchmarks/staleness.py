@@ -28,6 +28,7 @@ from rlhf.training.statistics import wilson_interval
 CONFIG = ROOT / "configs" / "grpo" / "demo_arithmetic.yaml"
 TIMES = {"step": "s a step", "generate": "generate", "update": "update", "wait": "waited", "overlap": "beside"}
 """Columns by the timer's phases."""
+RATIO = "policy/engine_ratio_mean"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def run(arguments: argparse.Namespace, staleness: int, seed: int) -> Outcome:
     late = metrics[-max(1, arguments.steps // 4) :]
     outcome = Outcome(
         seconds, int(evaluation["right"]), int(evaluation["n"]), statistics.mean(m["reward/mean"] for m in late),
-        max(abs(m["policy/engine_ratio_mean"] - 1) for m in metrics),
+        # a step whose groups are all right or all wrong trains on no token and measures none
+        max((abs(m[RATIO] - 1) for m in metrics if RATIO in m), default=0.0),
     )  # fmt: skip
     print(
         f"staleness {staleness}, seed {seed}: {statistics.mean(seconds['step']):.2f} s a step, {outcome.right} of "

@@ -33,7 +33,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"type": "adamw", "lr": 1e-3},
     "adabelief": {"type": "adabelief", "lr": 1e-3},
     "auon": {"type": "auon", "lr": 1e-3},
-    "frugal": {"type": "frugal", "lr": 1e-3, "selector": "columns", "update_gap": 2},
+    # bfloat16 moments are rounded by draws that the last bit of a gradient turns
+    "frugal": {"type": "frugal", "lr": 1e-3, "selector": "columns", "update_gap": 2, "state_dtype": "float32"},
 }
 LORA = {"rank": 4, "alpha": 8.0}
 

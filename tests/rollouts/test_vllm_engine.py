@@ -298,21 +298,6 @@ def test_bad_requests_and_bad_weights_are_loud_and_a_full_push_heals(
     assert largest_gap(learner, engine.generate(requests(made), SamplingConfig(max_tokens=4)), SamplingConfig()) < 1e-3
 
 
-def test_a_failure_inside_vllm_names_itself_and_is_final(
-    engine: VllmEngine, learner: PreTrainedModel, smollm2_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Last in this file: it leaves the shared engine dead."""
-    beyond_the_vocabulary = Prompt(id="bad", token_ids=(1, 10**6), text="")
-    with pytest.raises(EngineError, match=r"vLLM failed while generating: \w+Error: (.|\n)*log"):
-        engine.generate(requests([beyond_the_vocabulary]), SamplingConfig(max_tokens=4))
-    for use in (
-        lambda: engine.generate(requests(chat_prompts(smollm2_tokenizer)), SamplingConfig(max_tokens=4)),
-        lambda: engine.load_weights(learner.named_parameters(), 9),
-    ):
-        with pytest.raises(EngineError, match="an earlier generation failed"):
-            use()
-
-
 def test_a_thread_generates_the_same_while_the_learner_trains(
     engine: VllmEngine, learner: PreTrainedModel, smollm2_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -349,3 +334,18 @@ def test_a_thread_generates_the_same_while_the_learner_trains(
     # again from this thread, after the other
     assert engine.generate(wanted, sampling) == expected
     learner.zero_grad(set_to_none=True)
+
+
+def test_a_failure_inside_vllm_names_itself_and_is_final(
+    engine: VllmEngine, learner: PreTrainedModel, smollm2_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Last in this file: it leaves the shared engine dead."""
+    beyond_the_vocabulary = Prompt(id="bad", token_ids=(1, 10**6), text="")
+    with pytest.raises(EngineError, match=r"vLLM failed while generating: \w+Error: (.|\n)*log"):
+        engine.generate(requests([beyond_the_vocabulary]), SamplingConfig(max_tokens=4))
+    for use in (
+        lambda: engine.generate(requests(chat_prompts(smollm2_tokenizer)), SamplingConfig(max_tokens=4)),
+        lambda: engine.load_weights(learner.named_parameters(), 9),
+    ):
+        with pytest.raises(EngineError, match="an earlier generation failed"):
+            use()
