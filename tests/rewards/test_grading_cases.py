@@ -1,6 +1,7 @@
-"""The public half of a set of grader cases, and real model completions: accuracy, hostility, speed."""
+"""The public half of a set of grader cases, and real model completions: accuracy and hostility.
 
-import statistics
+Speed is compared with a peer's in the same run, in `tests/eval/test_grader_bar.py`."""
+
 import time
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,6 @@ def test_accuracy_on_clear_cases(rows: Any) -> None:
     assert sum(right == row["expected"] for row, right in boxed) / len(boxed) >= 0.985
     assert sum(right and not row["expected"] for row, right in boxed) <= 2
     assert sum(right == row["expected"] for row, right in plain) / len(plain) >= 0.98
-
-
-def test_speed_on_clear_cases(rows: Any) -> None:
-    seconds = sorted(s for _, _, s in judged([r for r in rows("grading_cases.jsonl") if not r.get("hostile")]))
-    # twice the wanted 0.1 ms and 2 ms of CPU: other processes share its caches
-    assert statistics.median(seconds) <= 0.2e-3
-    assert seconds[int(0.95 * len(seconds))] <= 4e-3
 
 
 def test_hostile_cases(rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
