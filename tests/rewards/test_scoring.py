@@ -24,10 +24,10 @@ def conversational(prompts, completions, answer, **kwargs):
     return [float(c[0]["content"] == a and c[0]["role"] == "assistant" and p[-1]["role"] == "user")
             for p, c, a in zip(prompts, completions, answer)]
 async def slow_one(completions, **kwargs):
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(2.0)
     return [1.0] * len(completions)
 async def slow_two(completions, **kwargs):
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(2.0)
     return [2.0] * len(completions)
 async def fails_later(completions, **kwargs):
     await asyncio.sleep(0.01)
@@ -149,7 +149,7 @@ def test_none_does_not_count_and_narrow_signatures_get_what_they_take(score: Sco
 def test_asynchronous_functions_run_at_the_same_time(score: Score, make_sample: Any) -> None:
     started = time.perf_counter()
     scored = score(["slow_one", "slow_two", "slow_one"], [make_sample("a"), make_sample("b")])
-    assert time.perf_counter() - started < 0.8
+    assert time.perf_counter() - started < 5.5  # one after the other they take 6
     assert [s.rewards for s in scored] == [{"slow_one": 1.0, "slow_two": 2.0, "slow_one_2": 1.0}] * 2
 
 
