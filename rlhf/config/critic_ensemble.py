@@ -148,6 +148,9 @@ class ActorConfig(Section):
     kind: Literal["pg", "logit_match"] = "pg"
     """pg: policy gradient on advantages of what was done. logit_match: regression to pi_ref exp(kappa Q) over candidate
     tokens at every state (needs values of tokens)."""
+    trace_decay: float = Field(1.0, ge=0, le=1)
+    """pg on values of states: how far an action's advantage looks. 1: to what the episode earned in the end, with the
+    frozen values as a baseline; 0: to the next state's value, as in the paper; between them, lambda-returns."""
     reset: Literal["jump", "target", "hard", "none"] = "jump"
     """At an exchange: jump, the new goal at full strength; target, from the reference on again, step by step; hard, and
     the weights go back to the reference's too; none, the old goals stay (for comparison)."""

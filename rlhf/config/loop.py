@@ -79,8 +79,11 @@ class AverageRewardConfig(OptimisticConfig):
     Not leave-one-out PPO, which is `advantage: leave_one_out` of recipes/grpo.py."""
 
     BY_PRESET = {
-        "loop": CLIPPED,
-        "loop_token": {**CLIPPED, **TOKENS, "ensemble": {"target": "soft", "path_spans": [0]}},
+        "loop": {**CLIPPED, "actor": {"steps": 4, "trace_decay": 0.0}},
+        "loop_token": {
+            **CLIPPED, **TOKENS, "actor": {"kind": "logit_match", "steps": 4},
+            "ensemble": {"target": "soft", "path_spans": [0]},
+        },
     }
 
     type: Literal["loop"] = "loop"
@@ -91,7 +94,7 @@ class AverageRewardConfig(OptimisticConfig):
     """Average reward."""
     plan: PlanConfig = PlanConfig()
     """Optimism."""
-    actor: ActorConfig = ActorConfig(steps=4)
+    actor: ActorConfig = ActorConfig()
     """How the policy follows the plan: for `steps` steps after an exchange; it is then frozen until the next."""
 
     @property

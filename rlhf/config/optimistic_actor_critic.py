@@ -54,7 +54,8 @@ class OptimisticConfig(PolicyGradientConfig):
     offline episodes in place of optimism. douhua: values of the policy itself, exchanged every step (the paper's
     warm-up). non_optimistic: no priors and from the lower bound up, for comparison."""
     advantage: Literal["optimistic"] = "optimistic"
-    """r + V(next state) - V(state) of the frozen critic, the same for all tokens of an action."""
+    """What followed - V(state) of the frozen critic, the same for all tokens of an action; actor.trace_decay says how
+    much of what followed is what was earned, and how much the next states' values."""
     actions: ActionViewConfig = ActionViewConfig()
     """States and actions."""
     ensemble: EnsembleConfig = EnsembleConfig()
@@ -106,6 +107,11 @@ class OptimisticConfig(PolicyGradientConfig):
             )
         if actor.kind == "pg" and self.sync.when == "switch" and actor.reset not in ("jump", "hard"):
             problems.append("sync.when = switch: the policy learns once an exchange, at full strength; reset by jump")
+        if ensemble.values_tokens and 0 < actor.trace_decay < 1:
+            problems.append(
+                f"actor.trace_decay = {actor.trace_decay:g}, ensemble.target = {ensemble.target}: tokens' values are "
+                "compared with each other, not with what followed; leave it out, or set ensemble.target to expectile"
+            )
         if self.preset == "noah" and self.offline.path is None:
             problems.append("preset noah stands on offline episodes: give offline.path, or use non_optimistic")
         if self.preset == "nora_hybrid" and self.offline.path is None:

@@ -75,7 +75,7 @@ def _form(
     ensemble, seed = algorithm.ensemble, config.run.seed
     if not ensemble.values_tokens:
         kind = ReferenceReturns if ensemble.target == "mc_ref" else StateValues
-        return kind(ensemble, hidden, algorithm.value_bounds, seed)
+        return kind(ensemble, hidden, algorithm.value_bounds, seed, algorithm.actor.trace_decay)
     weight = (policy if reference is None else reference).causal_lm.get_output_embeddings().weight
     embedding_VD = whole_tensor(weight.detach())
 

@@ -66,15 +66,15 @@ def restore(
 
 
 def _load_weights(checkpoint: Checkpoint, learner: Learner) -> None:
-    shards = learner.sharded_weights()
+    shards = learner.state.shards()
     if bool(shards) != bool(checkpoint.shards):
         kept, now = ("in shards", "whole") if checkpoint.shards else ("whole", "in shards")
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.state['step']} has the weights {kept}, and this launch keeps them "
             f"{now}: resume with the configuration of Accelerate that the run was started with"
         )
-    learner.load_state_tensors(checkpoint.weights)
-    learner.load_optimizer_state(checkpoint.optimizer)
+    learner.state.load_tensors(checkpoint.weights)
+    learner.state.load_optimizer(checkpoint.optimizer)
     if shards:
         reader = ShardReader(checkpoint.shards)
         try:
@@ -92,7 +92,7 @@ def save(
     value = _value_to_keep(config.checkpoint.keep_best, recorder)
     if value is not None and value >= best.get("value", -math.inf):
         best |= {"value": value, "step": step}
-    optimizer, weights, shards = learner.optimizer_state(), learner.state_tensors(), learner.sharded_weights()
+    optimizer, weights, shards = learner.state.optimizer(), learner.state.tensors(), learner.state.shards()
     state = {
         "step": step,
         "config": to_dict(config),

@@ -58,10 +58,14 @@ class CriticForm(Protocol):
 
 
 class StateValues:
-    """V_k(s) alone: actions cannot be enumerated, and Q = r + V(next state), for the next state is known."""
+    """V_k(s) alone: actions cannot be enumerated, and Q = r + V(next state), for the next state is known.
+    `trace_decay`: of the advantages."""
 
-    def __init__(self, settings: EnsembleConfig, hidden: int, bounds: tuple[float, float], seed: int) -> None:
+    def __init__(
+        self, settings: EnsembleConfig, hidden: int, bounds: tuple[float, float], seed: int, trace_decay: float = 0.0
+    ) -> None:
         self.settings, self.hidden, self.bounds, self.seed = settings, hidden, bounds, seed
+        self.trace_decay = trace_decay
 
     def make_network(self) -> FrozenStateCritic:
         settings = self.settings
@@ -86,8 +90,9 @@ class StateValues:
 
     def advantages(self, guide: Predictions, batch: Transitions, reward_A: Tensor) -> tuple[Tensor, Tensor]:
         value_S = guide.value_SK[:, 0]
-        after_A = end_values(value_S[:, None], batch.view, batch.done_A)[batch.view.next_state_A, 0]
-        return reward_A + after_A - value_S[batch.view.state_A], value_S
+        end_S1 = end_values(value_S[:, None], batch.view, batch.done_A)
+        return_A1 = trace_targets(reward_A[:, None], end_S1, batch.view, self.trace_decay)
+        return return_A1[:, 0] - value_S[batch.view.state_A], value_S
 
 
 class ReferenceReturns(StateValues):

@@ -2,46 +2,40 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.algorithms.aggregation import Denominator, StepTotals, token_weight
+from rlhf.algorithms.aggregation import StepTotals
 from rlhf.algorithms.token_fields import TokenFields
 from rlhf.config.lengths import most_own_tokens
 from rlhf.config.recipe import RecipeConfig
 from rlhf.config.sharding import Sharding
 from rlhf.data.seeds import derive_seed
 from rlhf.models.packing import PackedBatch, pack
-from rlhf.models.policy import AtHead, Policy
+from rlhf.models.policy import Policy
 from rlhf.training.algorithm import (
     Algorithm,
     Critic,
-    Objective,
     ScreeningAlgorithm,
     StepVerdict,
     WeighingAlgorithm,
 )
 from rlhf.training.balance import balanced
 from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
-from rlhf.training.build_weights import Weights, make_weights
-from rlhf.training.checkpoint import part_of, prefixed
+from rlhf.training.build_weights import make_weights
 from rlhf.training.collectives import sum_numbers
 from rlhf.training.even_batches import rank_micro_batches
 from rlhf.training.fsdp2_weights import GatheredTensors, copy_whole
 from rlhf.training.guards import NonFiniteGuard, is_stale
+from rlhf.training.learner_state import LearnerState
 from rlhf.training.master_weights import clip_factor
 from rlhf.training.metrics import MetricAverager
+from rlhf.training.micro_batch import micro_batch, screened
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.schedule import learning_rate_factor
-from rlhf.training.sharded_state import group_settings, load_group_settings
-
-REFERENCE_PREFIX = "reference."
-CRITIC_PREFIX = "critic."
-"""In checkpoints, before the names of the reference's parameters, and of what the critic keeps."""
 
 
 class Learner:
@@ -66,7 +60,7 @@ class Learner:
         )
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.updates = 0
-        self.has_moved_reference = False
+        self.state = LearnerState(self.weights, reference, critic)
         passes = config.batch.minibatches * config.batch.epochs
         self.reuses_batch = passes > 1
         self.total_updates = config.batch.steps * passes
@@ -131,9 +125,9 @@ class Learner:
         for place, members in enumerate(batches):
             part = [learned[index] for index in members]
             trained += part
-            packed, fields = self._prepare(part, totals, algorithm.denominator, old_logps)
+            packed, fields = self._fields(part, totals, algorithm, old_logps)
             # a micro-batch without samples takes part in what is collective, and there is nothing to screen or measure
-            at_head = _screened(screening, fields, packed) if screening is not None and part else None
+            at_head = screened(screening, fields, packed) if screening is not None and part else None
             output = self.weights.module(
                 packed, algorithm.objective(fields), elementwise=algorithm.elementwise, at_head=at_head,
                 candidate_id_Nm=fields.candidate_id_Nm,
@@ -200,7 +194,7 @@ class Learner:
         """(loss, whether the gradient is finite) of one sample alone; leaves no gradient behind. Local to this rank, or
         collective where weights are sharded: one rank gives its sample then, the others None."""
         self.weights.zero_gradients()
-        packed, fields = self._prepare([] if sample is None else [sample], totals, algorithm.denominator, old_logps)
+        packed, fields = self._fields([] if sample is None else [sample], totals, algorithm, old_logps)
         output = self.weights.module(
             packed, algorithm.objective(fields), elementwise=algorithm.elementwise,
             candidate_id_Nm=fields.candidate_id_Nm,
@@ -249,7 +243,7 @@ class Learner:
     def move_reference(self) -> None:
         """The policy as it is becomes the reference. Not under LoRA."""
         assert self.reference is not None
-        self.has_moved_reference = True
+        self.state.reference_has_moved = True
         copy_whole(self.weights.whole(dict(self.policy.named_parameters())), self.reference)
 
     @torch.no_grad()
@@ -263,45 +257,6 @@ class Learner:
         values |= {name: torch.zeros(tuple(shape)) for name, shape in shape_of.items() if "lora_B" in name}
         self.weights.overwrite(values)
         self.weights.new_optimizer()
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Master weights by name, where they are whole; a reference that is no longer the starting checkpoint; and the
-        critic's weights. Collective where weights are sharded."""
-        moved = dict(GatheredTensors(dict(self.reference.named_parameters()))) if self.has_moved_reference else {}
-        of_critic = {} if self.critic is None else self.critic.state_tensors()
-        own = {} if self.weights.is_sharded else self.weights.state_dict()
-        return own | prefixed(REFERENCE_PREFIX, moved) | prefixed(CRITIC_PREFIX, of_critic)
-
-    def sharded_weights(self) -> dict[str, Weights]:
-        """What each rank has a part of, by name."""
-        of_critic = {} if self.critic is None else self.critic.sharded_weights()
-        return ({"policy": self.weights} if self.weights.is_sharded else {}) | of_critic
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """What `state_tensors` gave."""
-        moved, of_critic = (part_of(tensors, prefix) for prefix in (REFERENCE_PREFIX, CRITIC_PREFIX))
-        others = (REFERENCE_PREFIX, CRITIC_PREFIX)
-        if not self.weights.is_sharded:
-            self.weights.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(others)})
-        if self.critic is not None:
-            self.critic.load_state_tensors(of_critic)
-        if moved:
-            self.has_moved_reference = True
-            copy_whole(moved, self.reference)
-
-    def optimizer_state(self) -> dict[str, Any]:
-        """Of the policy's optimizer, but for what is sharded, and under `critic` of the critic's."""
-        own = {"groups": group_settings(self.optimizer)} if self.weights.is_sharded else self.optimizer.state_dict()
-        return own if self.critic is None else own | {"critic": self.critic.optimizer_state()}
-
-    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
-        """What `optimizer_state` gave."""
-        if self.weights.is_sharded:
-            load_group_settings(self.optimizer, state["groups"])
-        else:
-            self.optimizer.load_state_dict({name: value for name, value in state.items() if name != "critic"})
-        if self.critic is not None:
-            self.critic.load_optimizer_state(state["critic"])
 
     @torch.no_grad()
     def _score(
@@ -334,47 +289,13 @@ class Learner:
         parameters = dict(policy.named_parameters())
         return self.weights.whole(parameters) if policy is self.policy else GatheredTensors(parameters)
 
-    def _prepare(
-        self,
-        samples: list[TrainingSample],
-        totals: StepTotals,
-        denominator: Denominator,
-        old_logps: dict[int, Tensor] | None,
-    ) -> tuple[PackedBatch, TokenFields]:
-        packed = pack([sample.sequence for sample in samples]).to(self.device)
-        lengths = torch.tensor([sample.length for sample in samples], dtype=torch.long)
+    def _fields(
+        self, samples: Sequence[TrainingSample], totals: StepTotals, algorithm: Algorithm,
+        old_logps: Mapping[int, Tensor] | None,
+    ) -> tuple[PackedBatch, TokenFields]:  # fmt: skip
         max_tokens = most_own_tokens(self.config)
-
-        def per_token(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32).repeat_interleave(lengths).to(self.device)
-
-        def flat(values: list[tuple[float, ...]]) -> Tensor:
-            return torch.tensor([value for row in values for value in row], dtype=torch.float32, device=self.device)
-
-        references = [sample.reference_logps for sample in samples]
-        matches = [sample.match for sample in samples if sample.match is not None]
-        fields = TokenFields(
-            advantage_N=flat([sample.token_advantages for sample in samples]),
-            weight_N=per_token([token_weight(sample.length, totals, denominator, max_tokens) for sample in samples]),
-            engine_logp_N=flat([sample.sample.own(sample.sample.logps) for sample in samples]),
-            sequence_N=packed.sequence_N,
-            sequences=len(samples),
-            old_logp_N=flat([tuple(old_logps[id(sample)].tolist()) for sample in samples]) if old_logps else None,
-            reference_logp_N=flat(references) if all(r is not None for r in references) else None,
-            candidate_id_Nm=torch.cat([m.candidate_id_Tm for m in matches]).to(self.device) if matches else None,
-            target_logp_NC=torch.cat([m.target_logp_TC for m in matches]).to(self.device) if matches else None,
-        )
-        return packed, fields
+        return micro_batch(samples, totals, algorithm.denominator, old_logps, max_tokens, self.device)
 
     def _group_order(self, groups: int, step: int, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive_seed(self.config.run.seed, step, "minibatches", epoch))
         return torch.randperm(groups, generator=generator).tolist()
-
-
-def _screened(algorithm: ScreeningAlgorithm, fields: TokenFields, packed: PackedBatch) -> AtHead:
-    """The algorithm's objective with the weights that it gives tokens when it sees what enters the head."""
-
-    def at_head(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Objective:
-        return algorithm.objective(algorithm.screen(fields, hidden_ND, weight_VD, bias_V, packed.target_N))
-
-    return at_head

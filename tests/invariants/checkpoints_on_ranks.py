@@ -68,19 +68,19 @@ def steps(learner: Learner, algorithm: Any, run: Run, prompts: slice, first: int
 
 
 def save(learner: Learner, folder: Path) -> None:
-    shards = learner.sharded_weights()
+    shards = learner.state.shards()
     stretches = (stretch for part, weights in shards.items() for stretch in stretches_of(part, weights))
-    optimizer, weights = learner.optimizer_state(), learner.state_tensors()
+    optimizer, weights = learner.state.optimizer(), learner.state.tensors()
     save_sharded_checkpoint(folder, Checkpoint({"step": 2, "config": {}}, weights, optimizer, []), stretches)
 
 
 def load(learner: Learner, folder: Path) -> None:
     checkpoint = load_checkpoint(folder / "step-000002")
-    learner.load_state_tensors(checkpoint.weights)
-    learner.load_optimizer_state(checkpoint.optimizer)
+    learner.state.load_tensors(checkpoint.weights)
+    learner.state.load_optimizer(checkpoint.optimizer)
     learner.updates = 2
     reader = ShardReader(checkpoint.shards)
-    for part, weights in learner.sharded_weights().items():
+    for part, weights in learner.state.shards().items():
         load_stretches(part, weights, reader)
 
 

@@ -89,12 +89,13 @@ def test_the_policy_waits_for_its_first_critic_and_gets_it(model: str, tmp_path:
     assert torch.equal(weights_of(learner.critic.frozen), weights_of(learner.critic.online))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("truncation", ["end", "bootstrap"])
-def test_advantages_are_the_frozen_critic_s(truncation: str, model: str, tmp_path: Path) -> None:
+def test_advantages_are_the_frozen_critic_s(truncation: str, decay: float, model: str, tmp_path: Path) -> None:
     """The same for all tokens of an action; a finished completion is worth nothing more, one that was cut off is over
     too, or goes on."""
-    actions = {"actions": {"chunk_tokens": 3, "truncation": truncation}}
-    learner, algorithm = make_with_critic(optimistic_config(model, algorithm=actions), tmp_path)
+    settings = {"actions": {"chunk_tokens": 3, "truncation": truncation}, "actor": {"trace_decay": decay}}
+    learner, algorithm = make_with_critic(optimistic_config(model, algorithm=settings), tmp_path)
     batch = algorithm.prepare(SAMPLES, learner)
     critic = learner.critic
     for sample in batch:
@@ -106,6 +107,8 @@ def test_advantages_are_the_frozen_critic_s(truncation: str, model: str, tmp_pat
         last = values[-1] if sample.sample.truncated and truncation == "bootstrap" else 0.0
         gains = [after - here for here, after in zip(values, [*values[1:-1], last], strict=False)]
         gains[-1] += sample.sample.reward
+        for place in reversed(range(len(gains) - 1)):
+            gains[place] += decay * gains[place + 1]
         expected = [gains[position // 3] for position in range(sample.length)]
         assert sample.advantages == pytest.approx(expected, abs=1e-5)
 
