@@ -4,12 +4,15 @@
     python benchmarks/value_based_learning.py --task sparse          # products too: the model is right 1 time in 60
     python benchmarks/value_based_learning.py --task sessions        # number guessing: LOOP and PPO, reward per turn
     python benchmarks/value_based_learning.py --task demo --quick    # does it run?
+    python benchmarks/value_based_learning.py --known results/OTHER.json --out results/NEW.md    # only what is missing
 
 Each run is a recipe on the demo's model with AdamW at one learning rate, and equal completions for each method. Offline
-solutions are the gold answers of problems that no run is evaluated on. Runs are kept under --folder and not repeated.
+solutions are the gold answers of problems that no run is evaluated on. Runs are kept under --folder and not repeated;
+--out keeps their outcomes in a JSON file beside the table, from which --known takes them in another place.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -75,14 +78,18 @@ class Outcome:
 def main() -> None:
     """Run what is missing, print the table, and where asked write it with its curves."""
     arguments = parse_arguments()
-    jobs = [(method, seed) for seed in range(arguments.seeds) for method in arguments.methods]
+    jobs = [(method, seed) for method in arguments.methods for seed in range(arguments.seeds)]
+    known = {job: outcome for job, outcome in read_known(arguments).items() if job in jobs}
+    missing = sorted((job for job in jobs if job not in known), key=lambda job: job[1])
     if arguments.finished:
-        jobs = [job for job in jobs if (arguments.folder / run_name(arguments, *job) / "report.html").exists()]
+        missing = [job for job in missing if (arguments.folder / run_name(arguments, *job) / "report.html").exists()]
     with ProcessPoolExecutor(arguments.workers, initializer=_use_threads, initargs=(arguments.workers,)) as pool:
-        outcomes = list(pool.map(functools.partial(run, arguments), *zip(*jobs, strict=True)))
+        outcomes = list(pool.map(functools.partial(run, arguments), [m for m, _ in missing], [s for _, s in missing]))
+    known |= dict(zip(missing, outcomes, strict=True))
     found: dict[str, list[Outcome]] = defaultdict(list)
-    for (method, _), outcome in zip(jobs, outcomes, strict=True):
-        found[method].append(outcome)
+    for method, seed in jobs:
+        if (method, seed) in known:
+            found[method].append(known[method, seed])
     report = lay_out(arguments, found)
     print(report)
     if arguments.out is not None:
@@ -91,6 +98,37 @@ def main() -> None:
         comparison.draw({name: [each.curve for each in runs] for name, runs in found.items()}, label, curves)
         text = f"{report}\n![{label} over steps]({curves.name})\n\n{table.machine_text(table.machine())}\n"
         arguments.out.write_text(text, encoding="utf-8")
+        write_known(arguments, known)
+
+
+def compared(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What outcomes must have in common to stand in one table."""
+    return {name: getattr(arguments, name) for name in ("task", "steps", "lr", "offline", "engine")}
+
+
+def write_known(arguments: argparse.Namespace, known: Mapping[tuple[str, int], Outcome]) -> None:
+    """All outcomes into a JSON file beside the table; a figure that there is none of is null."""
+    rows = []
+    for (method, seed), outcome in sorted(known.items()):
+        row = dataclasses.asdict(outcome)
+        row["figures"] = {name: None if math.isnan(value) else value for name, value in row["figures"].items()}
+        rows.append({"method": method, "seed": seed, **row})
+    text = json.dumps({**compared(arguments), "outcomes": rows}, indent=1)
+    arguments.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_known(arguments: argparse.Namespace) -> dict[tuple[str, int], Outcome]:
+    """Outcomes by method and seed, of the files that `--known` names. Ends where they are of other settings."""
+    found, wanted = {}, compared(arguments)
+    for file in arguments.known:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        outcomes = kept.pop("outcomes")
+        if kept != wanted:
+            sys.exit(f"--known {file}: outcomes of {kept}, and this table is of {wanted}: leave the file out")
+        for row in outcomes:
+            figures = {name: math.nan if value is None else value for name, value in row["figures"].items()}
+            found[row["method"], row["seed"]] = Outcome(figures, row["curve"], row["right"])
+    return found
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -105,6 +143,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="runs at a time; threads are shared among them")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "value-based", help="runs are kept here")
     parser.add_argument("--out", type=Path, help="write the table to this markdown file, its curves beside it")
+    parser.add_argument("--known", type=Path, nargs="+", default=[], help="JSON files of earlier tables: not run again")
     parser.add_argument("--finished", action="store_true", help="run nothing: a table of the runs that are there")
     parser.add_argument("--quick", action="store_true", help="2 seeds of 3 steps")
     parsed = parser.parse_args()
@@ -189,6 +228,7 @@ def read_outcome(folder: RunFolder, *, is_session: bool) -> Outcome:
     figures["exchanges"] = sum(float(record.get("switch/exchanged", 0.0)) for record in metrics)
     figures["syncs"] = float(metrics[-1].get("actor/syncs", len(metrics)))
     figures["calibration"] = mean("critic/calibration")
+    figures["s a step"] = statistics.median(float(record["time/step"]) for record in metrics)
     return Outcome(figures, curve, right)
 
 
@@ -218,7 +258,7 @@ def lay_out(arguments: argparse.Namespace, found: Mapping[str, Sequence[Outcome]
         f"{MODEL}, {arguments.steps} steps at lr {arguments.lr:g}, AdamW, float32; by method (seeds) the mean (sd over "
         f"seeds) [95 % of all held-out answers, Wilson]; difference to {baseline} with its 95 % interval (Welch). "
         "Late: the last quarter of the steps. Calibration: mean distance of the returns of unseen episodes from the "
-        "members' mean value, in their standard deviations."
+        "members' mean value, in their standard deviations. Seconds: of the median step."
     )
     title = f"# Value-based learning, {arguments.task}"
     return "\n\n".join([title, about, table.markdown(["", *names], lines)]) + "\n"

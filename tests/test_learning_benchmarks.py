@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import value_based_learning
 from capo_stability import VARIANTS, Course
 from peers.comparison import verdict, welch
 from preference_learning import exploration
@@ -97,3 +98,30 @@ def test_the_regret_benchmark_runs_and_tells_the_same_in_json_and_in_its_table(t
     text = out.read_text()
     assert f"{river['greedy']['regret'][-1]:,.0f}" in text and "| NORA, eta 0.5 " in text
     assert out.with_suffix(".png").exists()
+
+
+def test_outcomes_of_value_based_runs_are_kept_beside_the_table_and_read_back(tmp_path, monkeypatch, capsys):
+    def outcome(right):
+        figures = {"held-out right, %": right / 2, "exchanges": 0.0, "calibration": float("nan")}
+        return value_based_learning.Outcome(figures, [0.1, 0.2], right)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["value_based_learning.py", "--folder", str(tmp_path), *arguments])
+        value_based_learning.main()
+        return capsys.readouterr().out
+
+    known, other = tmp_path / "known.md", tmp_path / "other.md"
+    arguments = argparse.Namespace(
+        task="demo", steps=14, lr=3e-5, offline=200, engine="transformers", out=known,
+        known=[known.with_suffix(".json")],
+    )
+    outcomes = {("grpo", 0): outcome(100), ("grpo", 1): outcome(120), ("nora", 0): outcome(80)}
+    value_based_learning.write_known(arguments, outcomes)
+    known_again = value_based_learning.read_known(arguments)
+    assert known_again.keys() == outcomes.keys() and known_again["nora", 0].right == 80
+    read = ["--known", str(known.with_suffix(".json")), "--finished", "--methods", "grpo", "nora"]
+    table = run(*read, "--out", str(other))
+    assert "grpo (2)" in table and "nora (1)" in table and "55.00 (7.07)" in table
+    assert json.loads(other.with_suffix(".json").read_text()) == json.loads(known.with_suffix(".json").read_text())
+    with pytest.raises(SystemExit, match=r"outcomes of .*'steps': 14.* and this table is of .*'steps': 15"):
+        run(*read, "--steps", "15")
