@@ -1,7 +1,7 @@
 """Run by torchrun: what a rank holds of a trained model, counted storage by storage, in one optimizer step.
 
-Arguments: a model, its dtype, an optimizer's settings as JSON, the rank of adapters (0: all weights are trained), and the
-file that each rank's counts go to (its rank is appended). The method is read from the launch's variables.
+Arguments: a model, its dtype, an optimizer's settings as JSON, the rank of adapters (0: all weights are trained), and
+the file that each rank's counts go to (its rank is appended). The method is read from the launch's variables.
 """
 
 import gc
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ NAMES = ("weights", "masters", "state", "gradients", "buckets")
 
 
 def main(model: str, dtype: str, optimizer: str, lora_rank: str, out: str) -> None:
-    """Write the counts of this rank after the build, after the backward passes, in the optimizer's step and after it."""
+    """Write what this rank has when all is built, after the backward passes, in the optimizer's step and after it."""
     sharding = sharding_from_environment(os.environ)
     accelerator = start_accelerator(sharding)
     if int(os.environ["WORLD_SIZE"]) > 1:
