@@ -1,7 +1,7 @@
 """How much memory one rank needs: arithmetic on the configuration and the model's sizes, item by item. No model is
 loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlhf.config.division import Division
@@ -42,9 +42,7 @@ class MemoryPlan:
         rows.append(item("total for one rank", self.total_bytes, "without the framework itself, and fragmentation"))
         if self.host_bytes:
             rows += [part for part in self.items if part.place == "host"]
-            rows.append(
-                item("total in host memory", self.host_bytes, "for one rank, of several on a machine", "host")
-            )
+            rows.append(item("total in host memory", self.host_bytes, "for one rank, of several on a machine", "host"))
         width = max(len(row.name) for row in rows)
         lines = [f"{self.parameters:,} parameters, {self.trained_parameters:,} trained"]
         for row in rows:
@@ -61,15 +59,22 @@ def memory_plan(
     In the formulas P is the number of parameters and T of trained ones.
     """
     division = division or Division()
-    model, world_size = config.model, division.ranks
-    parameters = shape.parameters
+    plan = learner_plan(config, shape, division, device)
+    return replace(plan, items=(*plan.items, *_engine(config, shape, division.ranks, device)))
+
+
+def learner_plan(
+    config: Any, shape: ModelShape, division: Division, device: Literal["cpu", "cuda"] = "cpu"
+) -> MemoryPlan:
+    """As `memory_plan`, without the engine that generates."""
+    model, parameters = config.model, shape.parameters
     trained = shape.lora_parameters(model.lora.rank, model.lora.target_modules) if model.lora else parameters
     items = trained_items(model, config.optimizer, shape, division)
     if config.algorithm.needs_reference_model and not model.lora:
         items += frozen_items("reference policy", model.dtype, shape, division)
     items += _critic(config, shape, division)
-    items += [_activations(config, shape, world_size), _head(config, shape, world_size, device)]
-    return MemoryPlan((*items, *_engine(config, shape, world_size, device)), parameters, trained)
+    items += [_activations(config, shape, division.ranks), _head(config, shape, division.ranks, device)]
+    return MemoryPlan(tuple(items), parameters, trained)
 
 
 def micro_batch_tokens(config: Any, world_size: int) -> int:

@@ -37,8 +37,6 @@ class ZeroWeights:
 
         # DeepSpeed calls what newer versions of torch name otherwise, in each of its collective operations
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-        # an extension for gloo that is built by a compiler for minutes, and that it does without
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.names, self.parameters = list(named_parameters), list(named_parameters.values())
         self.stage = int(zero["stage"])
         self.ranks = rank_of_world()[1]

@@ -1,0 +1,236 @@
+"""GiB that a GPU needs to train a model, by how the ranks share it; and the plan against what is allocated.
+
+    python benchmarks/memory_table.py                         # the table: arithmetic, in a second
+    python benchmarks/memory_table.py --optimizer frugal
+    python benchmarks/memory_table.py --measure               # two CPU ranks a method, about ten minutes
+
+The table is the memory plan of `--dry-run METHOD:RANKS` without the engine, for the Qwen2.5 shapes. `--measure` builds
+models of 85 and 135 million parameters under each method, learns one optimizer step of two micro-batches, counts the
+storage of every tensor that is alive, and sets the plan beside it. `--out FILE` saves what is printed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from peers import table
+
+from rlhf.config.division import METHODS, Division
+from rlhf.config.grpo import GRPOConfig
+from rlhf.config.memory_items import GIB, MemoryItem
+from rlhf.config.memory_plan import MemoryPlan, learner_plan
+from rlhf.config.model import ModelConfig
+from rlhf.config.model_shapes import ModelShape, find_shape
+from rlhf.config.sharding import Sharding
+from rlhf.config.trained_memory import trained_items
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "benchmarks" / "peers" / "memory_on_ranks.py"
+RANKS = (1, 8, 16, 64)
+LORA = {"rank": 16}
+MIB = 2**20
+SETTINGS: dict[str, Any] = {
+    "data": {"type": "arithmetic", "max_prompt_tokens": 512},
+    "sampling": {"samples_per_prompt": 8, "max_tokens": 1024},
+    "batch": {"prompts_per_step": 512, "tokens_per_micro_batch": 16384},
+}
+
+
+def _qwen(*sizes: int, is_tied: bool = False) -> ModelShape:
+    return ModelShape(*sizes, is_tied=is_tied, has_qkv_bias=True)
+
+
+# hidden, layers, heads, key-value heads, their width, MLP's width, vocabulary: from each checkpoint's config.json
+SHAPES = {
+    "0.5B": _qwen(896, 24, 14, 2, 64, 4864, 151936, is_tied=True),
+    "1.5B": _qwen(1536, 28, 12, 2, 128, 8960, 151936, is_tied=True),
+    "3B": _qwen(2048, 36, 16, 2, 128, 11008, 151936, is_tied=True),
+    "7B": _qwen(3584, 28, 28, 4, 128, 18944, 152064),
+    "14B": _qwen(5120, 48, 40, 8, 128, 13824, 152064),
+    "32B": _qwen(5120, 64, 40, 8, 128, 27648, 152064),
+    "72B": _qwen(8192, 80, 64, 8, 128, 29568, 152064),
+}
+SMALL = {
+    "hidden_size": 640, "num_hidden_layers": 10, "num_attention_heads": 10, "num_key_value_heads": 2,
+    "intermediate_size": 2560, "vocab_size": 20000, "tie_word_embeddings": False,
+}  # fmt: skip
+SMALL_NAME, SMOLLM = "random 85M", "embedded:smollm2-135m-instruct"
+COLUMNS = {"type": "frugal", "selector": "columns"}
+CELLS: list[dict[str, Any]] = [
+    {"model": SMALL_NAME, "dtype": "bfloat16", "optimizer": {"type": "adamw"}, "lora_rank": 0},
+    {"model": SMALL_NAME, "dtype": "bfloat16", "optimizer": {"type": "adamw"}, "lora_rank": 16},
+    {"model": SMALL_NAME, "dtype": "bfloat16", "optimizer": COLUMNS, "lora_rank": 0},
+    {"model": SMALL_NAME, "dtype": "float32", "optimizer": {"type": "auon"}, "lora_rank": 0},
+    {"model": SMOLLM, "dtype": "bfloat16", "optimizer": {"type": "adabelief"}, "lora_rank": 0},
+]
+PARTS = {
+    "weights": ("policy weights", "adapters"),
+    "masters": ("float32 masters",),
+    "gradients": ("gradients", "gradients flattened for the step", "gradients for the step"),
+    "state": ("optimizer state", "lost bits of the weights"),
+    "buckets": ("reduce bucket",),
+}
+"""What the plan calls that which is counted."""
+
+
+def main() -> None:
+    """Print the table, or what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="build models on two CPU ranks, and compare")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="only these")
+    parser.add_argument("--optimizer", default="adamw", help="of the table: adamw, adabelief, frugal, auon")
+    parser.add_argument("--card", type=float, default=80, help="GiB of a GPU, for the table of what fits")
+    parser.add_argument("--counts", type=Path, help="keep the raw counts in this folder, and use those there")
+    parser.add_argument("--out", type=Path, help="save what is printed")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = arguments.counts or Path(scratch)
+            folder.mkdir(parents=True, exist_ok=True)
+            text = lay_out_measured({method: measured(method, folder) for method in arguments.methods})
+    else:
+        text = lay_out_plan(arguments.optimizer, arguments.methods, arguments.card)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text, encoding="utf-8")
+
+
+def plan_of(shape: ModelShape, method: Sharding, ranks: int, has_lora: bool, optimizer: str) -> MemoryPlan:
+    """Of the learner, on a GPU, with SETTINGS, bfloat16 and gradient checkpointing."""
+    model = {"path": "Qwen", "gradient_checkpointing": True, "lora": LORA if has_lora else None}
+    config = GRPOConfig.model_validate(SETTINGS | {"model": model, "optimizer": {"type": optimizer}})
+    return learner_plan(config, shape, Division(method, ranks), "cuda")
+
+
+def lay_out_plan(optimizer: str, methods: list[Sharding], card_gib: float) -> str:
+    """The table of GiB, and the fewest ranks that fit a card, as markdown."""
+    rows, fewest = [], []
+    for name, shape in SHAPES.items():
+        for has_lora in (False, True):
+            trained, fits = "LoRA" if has_lora else "all", dict.fromkeys(methods, "")
+            for ranks in RANKS:
+                cells = []
+                for method in methods:
+                    plan = plan_of(shape, method, ranks, has_lora, optimizer)
+                    is_asked = ranks > 1 or method == "ddp"
+                    host = f" + {plan.host_bytes / GIB:,.1f}" if plan.host_bytes else ""
+                    cells.append(f"{plan.total_bytes / GIB:,.1f}{host}" if is_asked else "")
+                    if is_asked and plan.total_bytes <= card_gib * GIB and not fits[method]:
+                        fits[method] = str(ranks)
+                rows.append([name, trained, str(ranks), *cells])
+            fewest.append([name, trained, *(fits[method] or "none" for method in methods)])
+    batch = SETTINGS["batch"]
+    about = (
+        f"GiB for each GPU by the memory plan (`+`: and of host memory), without the engine that generates, the framework "
+        f"itself (about 1 GiB) and fragmentation. {optimizer}; bfloat16 with float32 masters; gradient checkpointing; "
+        f"{batch['tokens_per_micro_batch']:,} tokens a micro-batch; LoRA of rank {LORA['rank']} on all linear layers; "
+        "no reference model, no critic. `configs/accelerate/` as it is. Calculated, not measured."
+    )
+    return "\n\n".join(
+        [
+            "# Memory by model, method and ranks",
+            about,
+            table.markdown(["Qwen2.5", "trained", "ranks", *methods], rows),
+            f"Fewest ranks, of {', '.join(map(str, RANKS))}, with which the plan is at most {card_gib:g} GiB:",
+            table.markdown(["Qwen2.5", "trained", *methods], fewest) + "\n",
+        ]
+    )
+
+
+def measured(method: Sharding, folder: Path) -> list[list[dict[str, dict[str, int]]]]:
+    """Counts by rank and cell, of two ranks (as they are in `folder`, if they are)."""
+    out, small, cells = folder / f"{method}.json", folder / "small", folder / "cells.json"
+    files = [Path(f"{out}.{rank}") for rank in (0, 1)]
+    if not all(file.exists() for file in files):
+        if not small.exists():
+            _save_small(small)
+        paths = [cell | {"model": str(small) if cell["model"] == SMALL_NAME else cell["model"]} for cell in CELLS]
+        cells.write_text(json.dumps(paths), encoding="utf-8")
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | _environment(method)
+        subprocess.run([*launcher, SCRIPT, cells, out], check=True, cwd=ROOT, env=environment, stdout=sys.stderr)
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _save_small(folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("qwen2", **SMALL, pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def _environment(method: Sharding) -> dict[str, str]:
+    """What `accelerate launch` sets for it."""
+    if method == "ddp":
+        return {"ACCELERATE_USE_CPU": "true"}
+    if method == "fsdp2":
+        return {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": method[4],
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu" if method.endswith("offload") else "none",
+    }  # fmt: skip
+
+
+def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dict[str, int]:
+    """Bytes of each of PARTS, and of gathered weights."""
+    shape = find_shape(cell["model"]) if cell["model"] != SMALL_NAME else _small_shape()
+    lora = {"rank": cell["lora_rank"]} if cell["lora_rank"] else None
+    config = GRPOConfig.model_validate(
+        SETTINGS | {"model": {"path": "m", "dtype": cell["dtype"], "lora": lora}, "optimizer": cell["optimizer"]}
+    )
+    items = trained_items(ModelConfig.model_validate(config.model), config.optimizer, shape, Division(method, ranks))
+    found = {part: _sum(items, names) for part, names in PARTS.items()}
+    return found | {"gathered": _sum(items, ("gathered weights", "small weights, whole"))}
+
+
+def measured_parts(counts: dict[str, dict[str, int]]) -> dict[str, int]:
+    """As `planned_parts`, from a rank's counts."""
+    built, forward, step, after = (counts[moment] for moment in ("built", "forward", "step", "after"))
+    # while FSDP2 and ZeRO-3 gather, a parameter is whole and its shard beside it
+    gathered = sum(forward[name] - built[name] for name in ("weights", "masters"))
+    return {
+        "weights": built["weights"], "masters": built["masters"], "gradients": step["gradients"],
+        "state": after["state"], "buckets": built["buckets"], "gathered": gathered,
+    }  # fmt: skip
+
+
+def lay_out_measured(counts: dict[Sharding, list[list[dict[str, dict[str, int]]]]]) -> str:
+    """Plan beside count, of the fuller rank, as markdown."""
+    rows = []
+    for method, by_rank in counts.items():
+        for index, cell in enumerate(CELLS):
+            found = [measured_parts(cells[index]) for cells in by_rank]
+            planned, cells = planned_parts(cell, method), []
+            for part in ("weights", "masters", "gradients", "state"):
+                most = max(each[part] for each in found)
+                cells.append(_beside(planned[part], most))
+            name = cell["model"].removeprefix("embedded:").removesuffix("-instruct")
+            what = f"{name}, {cell['dtype']}, {cell['optimizer']['type']}" + (", LoRA" if cell["lora_rank"] else "")
+            rows.append([method, what, *cells])
+    return table.markdown(["method", "model", "weights", "masters", "gradients", "state"], rows)
+
+
+def _beside(planned: int, found: int) -> str:
+    ratio = f"{found / planned:.3f}" if planned else "" if not found else "not planned"
+    return f"{planned / MIB:,.1f} / {found / MIB:,.1f} {ratio}".rstrip() if planned or found else ""
+
+
+def _small_shape() -> ModelShape:
+    from rlhf.config.model_shapes import shape_from_config
+
+    return shape_from_config({**SMALL, "model_type": "qwen2"})
+
+
+def _sum(items: list[MemoryItem], names: tuple[str, ...]) -> int:
+    return sum(item.bytes for item in items if item.name in names)
+
+
+if __name__ == "__main__":
+    main()
