@@ -120,17 +120,19 @@ def lay_out_plan(optimizer: str, methods: list[Sharding], card_gib: float) -> st
                     plan = plan_of(shape, method, ranks, has_lora, optimizer)
                     is_asked = ranks > 1 or method == "ddp"
                     host = f" + {plan.host_bytes / GIB:,.1f}" if plan.host_bytes else ""
-                    cells.append(f"{plan.total_bytes / GIB:,.1f}{host}" if is_asked else "")
-                    if is_asked and plan.total_bytes <= card_gib * GIB and not fits[method]:
+                    mark = "*" if plan.peak_bytes > plan.total_bytes else ""
+                    cells.append(f"{plan.peak_bytes / GIB:,.1f}{mark}{host}" if is_asked else "")
+                    if is_asked and plan.peak_bytes <= card_gib * GIB and not fits[method]:
                         fits[method] = str(ranks)
                 rows.append([name, trained, str(ranks), *cells])
             fewest.append([name, trained, *(fits[method] or "none" for method in methods)])
     batch = SETTINGS["batch"]
     about = (
-        f"GiB for each GPU by the memory plan (`+`: and of host memory), without the engine that generates, the framework "
-        f"itself (about 1 GiB) and fragmentation. {optimizer}; bfloat16 with float32 masters; gradient checkpointing; "
-        f"{batch['tokens_per_micro_batch']:,} tokens a micro-batch; LoRA of rank {LORA['rank']} on all linear layers; "
-        "no reference model, no critic. `configs/accelerate/` as it is. Calculated, not measured."
+        f"GiB for each GPU by the memory plan (`+`: and of host memory), without the engine that generates, the "
+        f"framework itself (about 1 GiB) and fragmentation. {optimizer}; bfloat16 with float32 masters; gradient "
+        f"checkpointing; {batch['tokens_per_micro_batch']:,} tokens a micro-batch; LoRA of rank {LORA['rank']} on all "
+        "linear layers; no reference model, no critic. `configs/accelerate/` as it is. `*`: the most is needed at the "
+        "start, where DeepSpeed has the model whole on the device before it divides it. Calculated, not measured."
     )
     return "\n\n".join(
         [

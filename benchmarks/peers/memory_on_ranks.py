@@ -27,7 +27,7 @@ from rlhf.training.build_weights import Weights, load_trained_policy, make_weigh
 from rlhf.training.launch_checks import check_launch, start_accelerator
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 
-MICRO_BATCHES, TOKENS = 2, 16
+MICRO_BATCHES, TOKENS = 2, 4
 NAMES = ("weights", "masters", "state", "gradients", "buckets")
 """What a storage is counted as: the first that it belongs to, and `other` where it belongs to none."""
 STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")

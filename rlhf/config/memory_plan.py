@@ -9,7 +9,7 @@ from rlhf.config.lengths import most_completion_tokens
 from rlhf.config.memory_items import BYTES, GIB, MemoryItem, Place, item
 from rlhf.config.model_shapes import ModelShape
 from rlhf.config.rollouts import ServerEngineConfig, VllmEngineConfig
-from rlhf.config.trained_memory import frozen_items, trained_items
+from rlhf.config.trained_memory import frozen_items, start_items, trained_items
 
 # logits that the streamed LM head holds at once, and for how many tokens at least (as rlhf/models/head_block.py)
 HEAD_BLOCK_BYTES = {"cpu": 48 * 2**20, "cuda": 256 * 2**20}
@@ -23,6 +23,8 @@ class MemoryPlan:
     items: tuple[MemoryItem, ...]
     parameters: int
     trained_parameters: int
+    at_start: tuple[MemoryItem, ...] = ()
+    """Needed for a moment while the model is loaded, and not later: no part of the totals."""
 
     @property
     def total_bytes(self) -> int:
@@ -32,6 +34,11 @@ class MemoryPlan:
     @property
     def host_bytes(self) -> int:
         return self.bytes_in("host")
+
+    @property
+    def peak_bytes(self) -> int:
+        """On the device, at the start or later."""
+        return max(self.total_bytes, sum(part.bytes for part in self.at_start if part.place == "device"))
 
     def bytes_in(self, place: Place) -> int:
         return sum(part.bytes for part in self.items if part.place == place)
@@ -43,6 +50,7 @@ class MemoryPlan:
         if self.host_bytes:
             rows += [part for part in self.items if part.place == "host"]
             rows.append(item("total in host memory", self.host_bytes, "for one rank, of several on a machine", "host"))
+        rows += [replace(part, formula=f"{part.formula}; at the start only") for part in self.at_start]
         width = max(len(row.name) for row in rows)
         lines = [f"{self.parameters:,} parameters, {self.trained_parameters:,} trained"]
         for row in rows:
@@ -74,7 +82,8 @@ def learner_plan(
         items += frozen_items("reference policy", model.dtype, shape, division)
     items += _critic(config, shape, division)
     items += [_activations(config, shape, division.ranks), _head(config, shape, division.ranks, device)]
-    return MemoryPlan(tuple(items), parameters, trained)
+    start = start_items(model, config.optimizer, shape, division)
+    return MemoryPlan(tuple(items), parameters, trained, tuple(start))
 
 
 def micro_batch_tokens(config: Any, world_size: int) -> int:

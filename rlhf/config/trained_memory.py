@@ -44,6 +44,23 @@ def trained_items(
     return _stage_3(model, optimizer, shape, trained, division)
 
 
+def start_items(
+    model: ModelConfig, optimizer: OptimizerConfig, shape: ModelShape, division: Division
+) -> list[MemoryItem]:
+    """What a rank needs for a moment at the start: each loads the model whole into host memory, and checks it;
+    DeepSpeed divides it on the device."""
+    b = BYTES[model.dtype]
+    has_masters = division.sharding == "fsdp2" and model.lora is None and residual_bytes(optimizer) == 4
+    loaded = 4 if has_masters else b
+    items = [item("the model as it is loaded", shape.parameters * loaded, f"P x {loaded}", "host")]
+    if division.sharding.startswith("zero"):
+        # stages 1 and 2 copy what is trained into one flat tensor beside it
+        flat = _numel(trained_tensors(shape, model.lora)) if division.sharding in ("zero1", "zero2") else 0
+        formula = f"P x {b}" + (f" + T x {b}" if flat else "") + ", before it is divided"
+        items.append(item("the model as it is divided", (shape.parameters + flat) * b, formula))
+    return items
+
+
 def frozen_items(name: str, dtype: str, shape: ModelShape, division: Division) -> list[MemoryItem]:
     """A model without gradients, e.g. the reference: in FSDP2's shards where the trained one is divided."""
     b = BYTES[dtype]
