@@ -35,6 +35,7 @@ SCRIPT = ROOT / "benchmarks" / "peers" / "memory_on_ranks.py"
 RANKS = (1, 8, 16, 64)
 LORA = {"rank": 16}
 MIB = 2**20
+Counts = dict[str, dict[str, int]]
 SETTINGS: dict[str, Any] = {
     "data": {"type": "arithmetic", "max_prompt_tokens": 512},
     "sampling": {"samples_per_prompt": 8, "max_tokens": 1024},
@@ -93,7 +94,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = arguments.counts or Path(scratch)
             folder.mkdir(parents=True, exist_ok=True)
-            text = lay_out_measured({method: measured(method, folder) for method in arguments.methods})
+            text = lay_out_measured(measured(arguments.methods, folder))
     else:
         text = lay_out_plan(arguments.optimizer, arguments.methods, arguments.card)
     print(text)
@@ -145,19 +146,26 @@ def lay_out_plan(optimizer: str, methods: list[Sharding], card_gib: float) -> st
     )
 
 
-def measured(method: Sharding, folder: Path) -> list[list[dict[str, dict[str, int]]]]:
-    """Counts by rank and cell, of two ranks (as they are in `folder`, if they are)."""
-    out, small, cells = folder / f"{method}.json", folder / "small", folder / "cells.json"
-    files = [Path(f"{out}.{rank}") for rank in (0, 1)]
-    if not all(file.exists() for file in files):
-        if not small.exists():
-            _save_small(small)
-        paths = [cell | {"model": str(small) if cell["model"] == SMALL_NAME else cell["model"]} for cell in CELLS]
-        cells.write_text(json.dumps(paths), encoding="utf-8")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | _environment(method)
-        subprocess.run([*launcher, SCRIPT, cells, out], check=True, cwd=ROOT, env=environment, stdout=sys.stderr)
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+def measured(methods: list[Sharding], folder: Path) -> dict[Sharding, list[list[Counts]]]:
+    """Counts by method, rank and cell, of two ranks; those that are in `folder` are taken from there."""
+    small, cells = folder / "small", folder / "cells.json"
+    missing = [method for method in methods if not (folder / f"{method}.json.1").exists()]
+    if missing and not small.exists():
+        _save_small(small)
+    paths = [cell | {"model": str(small) if cell["model"] == SMALL_NAME else cell["model"]} for cell in CELLS]
+    cells.write_text(json.dumps(paths), encoding="utf-8")
+    for is_zero in (False, True):
+        launched = [method for method in missing if method.startswith("zero") == is_zero]
+        if launched:
+            # what `accelerate launch` sets
+            own = {"ACCELERATE_USE_DEEPSPEED": "true"} if is_zero else {"ACCELERATE_USE_CPU": "true"}
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+            environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | own
+            subprocess.run(
+                [*launcher, SCRIPT, cells, folder, *launched], check=True, cwd=ROOT, env=environment, stdout=sys.stderr
+            )
+    read = {method: [folder / f"{method}.json.{rank}" for rank in (0, 1)] for method in methods}
+    return {method: [json.loads(file.read_text(encoding="utf-8")) for file in files] for method, files in read.items()}
 
 
 def _save_small(folder: Path) -> None:
@@ -166,18 +174,6 @@ def _save_small(folder: Path) -> None:
 
     config = AutoConfig.for_model("qwen2", **SMALL, pad_token_id=0)
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
-
-
-def _environment(method: Sharding) -> dict[str, str]:
-    """What `accelerate launch` sets for it."""
-    if method == "ddp":
-        return {"ACCELERATE_USE_CPU": "true"}
-    if method == "fsdp2":
-        return {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    return {
-        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": method[4],
-        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu" if method.endswith("offload") else "none",
-    }  # fmt: skip
 
 
 def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dict[str, int]:
@@ -192,7 +188,7 @@ def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dic
     return found | {"gathered": _sum(items, ("gathered weights", "small weights, whole"))}
 
 
-def measured_parts(counts: dict[str, dict[str, int]]) -> dict[str, int]:
+def measured_parts(counts: Counts) -> dict[str, int]:
     """As `planned_parts`, from a rank's counts."""
     built, forward, step, after = (counts[moment] for moment in ("built", "forward", "step", "after"))
     # while FSDP2 and ZeRO-3 gather, a parameter is whole and its shard beside it
@@ -203,7 +199,7 @@ def measured_parts(counts: dict[str, dict[str, int]]) -> dict[str, int]:
     }  # fmt: skip
 
 
-def lay_out_measured(counts: dict[Sharding, list[list[dict[str, dict[str, int]]]]]) -> str:
+def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
     """Plan beside count, of the fuller rank, as markdown."""
     rows = []
     for method, by_rank in counts.items():

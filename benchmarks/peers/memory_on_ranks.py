@@ -1,12 +1,11 @@
 """Run by torchrun: what a rank holds of models that are trained, storage by storage, in one optimizer step of each.
 
-Arguments: a file of cells (JSON: a list of `{"model", "dtype", "optimizer", "lora_rank"}`), and the file that a rank's
-counts go to (its rank is appended). The method is read from the launch's variables.
+Arguments: a file of cells (JSON: a list of `{"model", "dtype", "optimizer", "lora_rank"}`), a folder for what a rank
+counts (`METHOD.json.RANK`), and the methods. Stages of ZeRO need a launch with DeepSpeed, the others one without.
 """
 
 import gc
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,10 +20,10 @@ from torch.distributed.tensor import DTensor
 
 from rlhf.config.model import ModelConfig
 from rlhf.config.optimizer import OptimizerConfig
-from rlhf.config.sharding import Sharding, sharding_from_environment
+from rlhf.config.sharding import Sharding
 from rlhf.models.packing import TrainingSequence, pack
 from rlhf.training.build_weights import Weights, load_trained_policy, make_weights
-from rlhf.training.launch_checks import check_launch, start_accelerator
+from rlhf.training.launch_checks import check_processes, start_accelerator
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 
 MICRO_BATCHES, TOKENS = 2, 4
@@ -35,17 +34,21 @@ STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 Counts = dict[str, dict[str, int]]
 
 
-def main(cells: str, out: str) -> None:
-    """Write the counts of every cell."""
-    sharding = sharding_from_environment(os.environ)
-    accelerator = start_accelerator(sharding)
-    if accelerator.num_processes > 1:
-        check_launch(accelerator, sharding)
-    results = []
-    for cell in json.loads(Path(cells).read_text(encoding="utf-8")):
-        results.append(measure(cell, accelerator, sharding))
-        print(cell, flush=True)
-    Path(f"{out}.{accelerator.process_index}").write_text(json.dumps(results), encoding="utf-8")
+def main(cells: str, folder: str, *methods: Sharding) -> None:
+    """Write the counts of every cell under each method."""
+    accelerator = start_accelerator(methods[0])
+    check_processes(accelerator, "benchmarks/memory_table.py --measure")
+    for method in methods:
+        results = []
+        if method.startswith("zero"):
+            accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"] = {
+                "stage": int(method[4]),
+                "offload_optimizer": {"device": "cpu" if method.endswith("offload") else "none"},
+            }
+        for cell in json.loads(Path(cells).read_text(encoding="utf-8")):
+            results.append(measure(cell, accelerator, method))
+            Path(folder, f"{method}.json.{accelerator.process_index}").write_text(json.dumps(results), encoding="utf-8")
+            print(method, cell, flush=True)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -90,6 +93,8 @@ def measure(cell: dict[str, Any], accelerator: Accelerator, sharding: Sharding) 
         del loss
     weights.reduce_gradients()
     note("backward")
+    if not weights.has_finite_gradients():
+        raise FloatingPointError(f"{sharding}, {cell}: a gradient is not finite, so that DeepSpeed takes no step")
     weights.optimizer.register_step_pre_hook(lambda *_: note("step"))
     weights.step()
     note("after")
