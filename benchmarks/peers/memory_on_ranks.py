@@ -85,7 +85,9 @@ def measure(cell: dict[str, Any], accelerator: Accelerator, sharding: Sharding) 
         return -logp_n / TOKENS
 
     note("built")
-    batch = pack([TrainingSequence(tuple(range(TOKENS)), tuple(range(TOKENS)))]).to(accelerator.device)
+    # not token 0: a padding token's embedding is 0, and a norm of 0 multiplies gradients by a thousand
+    ids = tuple(range(1, TOKENS + 1))
+    batch = pack([TrainingSequence(ids, ids)]).to(accelerator.device)
     weights.zero_gradients()
     for index in range(MICRO_BATCHES):
         loss = weights.module(batch, objective).loss
