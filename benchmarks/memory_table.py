@@ -71,13 +71,14 @@ CELLS: list[dict[str, Any]] = [
     {"model": SMOLLM, "dtype": "bfloat16", "optimizer": {"type": "adabelief"}, "lora_rank": 0},
 ]
 PARTS = {
-    "weights": ("policy weights", "adapters"),
+    "weights": ("policy weights", "adapters", "small weights, whole"),
     "masters": ("float32 masters",),
     "gradients": ("gradients", "gradients flattened for the step", "gradients for the step"),
     "state": ("optimizer state", "lost bits of the weights"),
     "buckets": ("reduce bucket",),
 }
 """What the plan calls that which is counted."""
+COMPARED = ("weights", "masters", "gradients", "state")
 
 
 def main() -> None:
@@ -185,7 +186,10 @@ def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dic
     )
     items = trained_items(ModelConfig.model_validate(config.model), config.optimizer, shape, Division(method, ranks))
     found = {part: _sum(items, names) for part, names in PARTS.items()}
-    return found | {"gathered": _sum(items, ("gathered weights", "small weights, whole"))}
+    if method == "zero1":
+        # DeepSpeed frees those after the step only, this project's ddp before
+        found["gradients"] += _sum(items, ("gradients of a micro-batch",))
+    return found | {"gathered": _sum(items, ("gathered weights",))}
 
 
 def measured_parts(counts: Counts) -> dict[str, int]:
@@ -201,18 +205,43 @@ def measured_parts(counts: Counts) -> dict[str, int]:
 
 def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
     """Plan beside count, of the fuller rank, as markdown."""
-    rows = []
+    rows, worst = [], (1.0, "nothing")
     for method, by_rank in counts.items():
-        for index, cell in enumerate(CELLS):
-            found = [measured_parts(cells[index]) for cells in by_rank]
-            planned, cells = planned_parts(cell, method), []
-            for part in ("weights", "masters", "gradients", "state"):
-                most = max(each[part] for each in found)
-                cells.append(_beside(planned[part], most))
+        # a run that was stopped has counted fewer cells
+        for index in range(min(len(CELLS), *map(len, by_rank))):
+            cell, of_ranks = CELLS[index], [cells[index] for cells in by_rank]
+            found = [measured_parts(each) for each in of_ranks]
+            planned, columns = planned_parts(cell, method), []
             name = cell["model"].removeprefix("embedded:").removesuffix("-instruct")
             what = f"{name}, {cell['dtype']}, {cell['optimizer']['type']}" + (", LoRA" if cell["lora_rank"] else "")
-            rows.append([method, what, *cells])
-    return table.markdown(["method", "model", "weights", "masters", "gradients", "state"], rows)
+            for part in COMPARED:
+                most = max(each[part] for each in found)
+                columns.append(_beside(planned[part], most))
+                ratio = most / planned[part] if planned[part] else 1.0 + most
+                if abs(ratio - 1) > abs(worst[0] - 1):
+                    worst = (ratio, f"{part} of {what} under {method}")
+            is_kept = method.startswith("zero3")
+            buckets = _beside(planned["buckets"], max(each["buckets"] for each in found)) if is_kept else ""
+            gathered = f"{max(each['gathered'] for each in found) / MIB:,.1f}"
+            other = max(sum(each[moment]["other"] for each in of_ranks) for moment in ("built", "step", "after"))
+            rows.append([method, what, *columns, buckets, gathered, f"{other / MIB:,.1f}"])
+    about = (
+        "Two ranks on the CPU, gloo, one optimizer step of two micro-batches of a few tokens. MiB of the fuller rank: "
+        "planned / counted, and counted over planned. Counted is the storage of every tensor that is alive: weights "
+        "and masters when all is built, gradients in the optimizer's step, state after it."
+    )
+    notes = [
+        f"- Largest deviation of the four: {worst[0]:.3f}, {worst[1]}.",
+        "- `bucket`: ZeRO-3's, which is allocated but hardly written to here. Stages 1 and 2 have theirs in the "
+        "backward pass only.",
+        "- `gathered`: what weights take more at the LM head than before. Under fsdp2 that is the tables; two blocks "
+        "come and go, and are not seen there. A model of this size stays gathered under ZeRO-3, as planned.",
+        "- `other`: storages of no such kind, both ranks, at any of these moments: nothing is left out.",
+        "- Host memory is device memory here: under zero3_offload both are counted together.",
+    ]
+    header = ["method", "model, compute, optimizer", *COMPARED, "bucket", "gathered", "other"]
+    title = "# Memory plan against what is allocated"
+    return "\n\n".join([title, about, table.markdown(header, rows), "\n".join(notes)]) + "\n"
 
 
 def _beside(planned: int, found: int) -> str:
