@@ -6,6 +6,7 @@ import os
 import shutil
 from typing import Any, Literal
 
+from rlhf.config.division import Division
 from rlhf.config.lengths import most_completion_tokens
 from rlhf.config.loading import to_yaml
 from rlhf.config.memory_plan import memory_plan
@@ -13,15 +14,15 @@ from rlhf.config.model_shapes import UnknownShape, find_shape
 from rlhf.config.rules import remarks
 
 
-def print_dry_run(config: Any, world_size: int, device: str | None = None) -> None:
-    """Print everything that can be known before a model is loaded. All but the YAML is in comments, so the output
-    is itself a config."""
+def print_dry_run(config: Any, division: Division, device: str | None = None) -> None:
+    """Print everything that can be known before a model is loaded, for a launch with this division. All but the YAML
+    is in comments, so the output is itself a config."""
     print(to_yaml(config))
     if not hasattr(config, "batch"):
         return
     for title, body in (
-        ("Batches", batch_table(config, world_size)),
-        ("Memory", memory_text(config, world_size, device)),
+        ("Batches", batch_table(config, division.ranks)),
+        ("Memory", memory_text(config, division, device)),
         ("Remarks", "\n".join(remarks(config))),
     ):
         if body:
@@ -63,27 +64,15 @@ def batch_table(config: Any, world_size: int) -> str:
     return "\n".join(lines)
 
 
-def memory_text(config: Any, world_size: int, device: str | None = None) -> str:
+def memory_text(config: Any, division: Division, device: str | None = None) -> str:
     """The rendered memory plan, or why there is none."""
     try:
         shape = find_shape(config.model.path, config.model.revision)
     except UnknownShape as error:
         return f"unknown: {error}"
-    stage = planned_zero_stage()
     device = device or planned_device()
-    header = f"{config.model.path} on {device}, {world_size} rank{'s' if world_size > 1 else ''}"
-    sharding = f", sharded like ZeRO stage {stage}" if stage else ""
-    return f"{header}{sharding}; an estimate\n{memory_plan(config, shape, world_size, stage, device).render()}"
-
-
-def planned_zero_stage() -> int:
-    """How much `accelerate launch` will shard, from the environment it sets: a ZeRO stage, with FSDP as 3 (or 2
-    without resharding)."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return 2 if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("false", "shard_grad_op") else 3
-    return 0
+    header = f"{config.model.path} on {device}, {division}; an estimate"
+    return f"{header}\n{memory_plan(config, shape, division, device).render()}"
 
 
 def planned_device() -> Literal["cpu", "cuda"]:

@@ -13,8 +13,9 @@ from rlhf.config.sources import ConfigError
 
 USAGE = """Usage: --config FILE.yaml [--section.key value ...]
   --help [SECTION]   this text, or one section (--help batch)
-  --dry-run [DEVICE] check everything, print the resolved configuration, batch table and memory plan, and stop;
-                     DEVICE is cpu or cuda, by default what this machine has"""
+  --dry-run [PLAN]   check everything, print the resolved configuration, batch table and memory plan, and stop;
+                     PLAN is a device (cpu or cuda), METHOD:RANKS (ddp, fsdp2, zero1, zero2, zero3 or zero3_offload;
+                     e.g. zero3:8), or both (cuda,zero3:8), by default what this machine has and this launch asks for"""
 
 
 def print_help(schema: type[Section], section: str | None = None) -> None:

@@ -11,9 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf.config import overrides
+from rlhf.config.division import Division, division_from_environment, division_from_text
 from rlhf.config.problems import unknown_keys, value_problems
 from rlhf.config.rules import check_world_size
 from rlhf.config.section import Section
+from rlhf.config.sharding import sharding_problems
 from rlhf.config.sources import CommandLine, ConfigError, Dumper, parse_command_line, read_yaml
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -50,8 +52,9 @@ def load_config(schema: type[SectionT], arguments: Sequence[str] | None = None) 
     """What a recipe calls first: parse, check, and answer `--help` and `--dry-run`.
 
     `arguments` are those after the program's name (default: sys.argv[1:]). The number of ranks is read from
-    WORLD_SIZE, which `accelerate launch` and `torchrun` set. Leaves the process with status 0 after `--help` or
-    `--dry-run`, and with status 2 and all problems on stderr if the configuration cannot be used.
+    WORLD_SIZE, which `accelerate launch` and `torchrun` set, and in `--dry-run METHOD:RANKS` from there. Leaves the
+    process with status 0 after `--help` or `--dry-run`, and with status 2 and all problems on stderr if the
+    configuration cannot be used.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     is_first_rank = int(os.environ.get("RANK", "0")) == 0
@@ -65,17 +68,31 @@ def load_config(schema: type[SectionT], arguments: Sequence[str] | None = None) 
                 print_help(schema, line.help_section)
             raise SystemExit(0)
         config = build_config(schema, line)
+        division = None
+        if line.should_dry_run:
+            division = _planned_division(config, line)
+            world_size = division.ranks
         if hasattr(config, "batch"):
             check_world_size(config, world_size)
     except ConfigError as error:
         _leave(error, is_first_rank)
-    if line.should_dry_run:
+    if division is not None:
         if is_first_rank:
             from rlhf.config.dry_run import print_dry_run
 
-            print_dry_run(config, world_size, line.planned_device)
+            print_dry_run(config, division, line.planned_device)
         raise SystemExit(0)
     return config
+
+
+def _planned_division(config: Section, line: CommandLine) -> Division:
+    """What a dry run plans for: `METHOD:RANKS`, or the launch as it is. Raises ConfigError where the recipe cannot be
+    divided so."""
+    text = line.planned_division
+    division = division_from_environment(os.environ) if text is None else division_from_text(text)
+    if hasattr(config, "batch") and (problems := sharding_problems(config, division.sharding)):
+        raise ConfigError(problems)
+    return division
 
 
 def _leave(error: ConfigError, is_first_rank: bool) -> NoReturn:

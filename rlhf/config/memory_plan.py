@@ -1,29 +1,19 @@
 """How much memory one rank needs: arithmetic on the configuration and the model's sizes, item by item. No model is
 loaded."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rlhf.config.division import Division
 from rlhf.config.lengths import most_completion_tokens
+from rlhf.config.memory_items import BYTES, GIB, MemoryItem, Place, item
 from rlhf.config.model_shapes import ModelShape
-from rlhf.config.optimizer_memory import residual_bytes, state_bytes, trained_tensors
 from rlhf.config.rollouts import ServerEngineConfig, VllmEngineConfig
+from rlhf.config.trained_memory import frozen_items, start_items, trained_items
 
-BYTES = {"float32": 4, "bfloat16": 2}
-GIB = 1024**3
 # logits that the streamed LM head holds at once, and for how many tokens at least (as rlhf/models/head_block.py)
 HEAD_BLOCK_BYTES = {"cpu": 48 * 2**20, "cuda": 256 * 2**20}
 HEAD_BLOCK_TOKENS = 128
-
-
-@dataclass(frozen=True)
-class MemoryItem:
-    """One line of the plan."""
-
-    name: str
-    bytes: int
-    formula: str
 
 
 @dataclass(frozen=True)
@@ -33,62 +23,67 @@ class MemoryPlan:
     items: tuple[MemoryItem, ...]
     parameters: int
     trained_parameters: int
+    at_start: tuple[MemoryItem, ...] = ()
+    """Needed for a moment while the model is loaded, and not later: no part of the totals."""
 
     @property
     def total_bytes(self) -> int:
-        return sum(item.bytes for item in self.items)
+        """On the device."""
+        return self.bytes_in("device")
+
+    @property
+    def host_bytes(self) -> int:
+        return self.bytes_in("host")
+
+    @property
+    def peak_bytes(self) -> int:
+        """On the device, at the start or later."""
+        return max(self.total_bytes, sum(part.bytes for part in self.at_start if part.place == "device"))
+
+    def bytes_in(self, place: Place) -> int:
+        return sum(part.bytes for part in self.items if part.place == place)
 
     def render(self) -> str:
-        """A table in plain text: GiB, item, how it is counted."""
-        lines = [f"{self.parameters:,} parameters, {self.trained_parameters:,} trained"]
-        rows = [
-            *self.items,
-            MemoryItem("total for one rank", self.total_bytes, "without the framework itself, and fragmentation"),
-        ]
+        """A table in plain text: GiB, item, how it is counted; what lies in host memory apart."""
+        rows = [part for part in self.items if part.place == "device"]
+        rows.append(item("total for one rank", self.total_bytes, "without the framework itself, and fragmentation"))
+        if self.host_bytes:
+            rows += [part for part in self.items if part.place == "host"]
+            rows.append(item("total in host memory", self.host_bytes, "for one rank, of several on a machine", "host"))
+        rows += [replace(part, formula=f"{part.formula}; at the start only") for part in self.at_start]
         width = max(len(row.name) for row in rows)
-        lines += [f"  {row.bytes / GIB:9.3f} GiB  {row.name:<{width}}  {row.formula}" for row in rows]
+        lines = [f"{self.parameters:,} parameters, {self.trained_parameters:,} trained"]
+        for row in rows:
+            note = "host: " if row.place == "host" else ""
+            lines.append(f"  {row.bytes / GIB:9.3f} GiB  {row.name:<{width}}  {note}{row.formula}")
         return "\n".join(lines)
 
 
 def memory_plan(
-    config: Any, shape: ModelShape, world_size: int = 1, zero_stage: int = 0, device: Literal["cpu", "cuda"] = "cpu"
+    config: Any, shape: ModelShape, division: Division | None = None, device: Literal["cpu", "cuda"] = "cpu"
 ) -> MemoryPlan:
-    """The plan for one of `world_size` ranks.
+    """The plan for one of the ranks among which `division` shares the model; for one process where there is none.
 
-    `zero_stage`: 0 replicates everything (DDP); 1 divides masters and optimizer state over the ranks; 2 also
-    gradients; 3 also the weights (the same as FSDP's full sharding).
     In the formulas P is the number of parameters and T of trained ones.
     """
-    model, b = config.model, BYTES[config.model.dtype]
-    parameters = shape.parameters
+    division = division or Division()
+    plan = learner_plan(config, shape, division, device)
+    return replace(plan, items=(*plan.items, *_engine(config, shape, division.ranks, device)))
+
+
+def learner_plan(
+    config: Any, shape: ModelShape, division: Division, device: Literal["cpu", "cuda"] = "cpu"
+) -> MemoryPlan:
+    """As `memory_plan`, without the engine that generates."""
+    model, parameters = config.model, shape.parameters
     trained = shape.lora_parameters(model.lora.rank, model.lora.target_modules) if model.lora else parameters
-    states_share, gradients_share, weights_share = (world_size if zero_stage >= stage else 1 for stage in (1, 2, 3))
-    items = [_item("policy weights", parameters * b, weights_share, f"P x {b}")]
-    beside = residual_bytes(config.optimizer)
-    has_copies = beside == BYTES["float32"]
-    if model.lora:
-        items.append(_item("adapters", trained * 4, weights_share, "T x 4 (their own float32 masters)"))
-    elif b < 4 and has_copies:
-        items.append(_item("float32 masters", trained * 4, states_share, "T x 4"))
-    elif b < 4 and beside:
-        precision = config.optimizer.param_precision
-        items.append(_item("lost bits of the weights", trained * beside, states_share, f"T x {beside} ({precision})"))
-    # without float32 copies gradients are summed in the precision of the weights
-    summed = 4 if has_copies or model.lora else b
-    items.append(_item("gradients", trained * summed, gradients_share, f"T x {summed}"))
-    if b < summed and not model.lora:
-        items.append(_item("gradients of a micro-batch", trained * b, gradients_share, f"T x {b}"))
-    states = state_bytes(config.optimizer, trained_tensors(shape, model.lora))
-    a_weight = f"{states / trained:.3g}"
-    items.append(_item("optimizer state", states, states_share, f"T x {a_weight} ({config.optimizer.type})"))
+    items = trained_items(model, config.optimizer, shape, division)
     if config.algorithm.needs_reference_model and not model.lora:
-        items.append(_item("reference policy", parameters * b, weights_share, f"P x {b}"))
-    items += _critic(config, shape)
-    if zero_stage >= 3 and world_size > 1:
-        gathered = shape.block_parameters + shape.vocabulary * shape.hidden
-        items.append(_item("gathered weights", gathered * b, 1, f"(one block + LM head) x {b}"))
-    items += [_activations(config, shape, world_size), _head(config, shape, world_size, device)]
-    return MemoryPlan((*items, *_engine(config, shape, world_size, device)), parameters, trained)
+        items += frozen_items("reference policy", model.dtype, shape, division)
+    items += _critic(config, shape, division)
+    items += [_activations(config, shape, division.ranks), _head(config, shape, division.ranks, device)]
+    start = start_items(model, config.optimizer, shape, division)
+    return MemoryPlan(tuple(items), parameters, trained, tuple(start))
 
 
 def micro_batch_tokens(config: Any, world_size: int) -> int:
@@ -125,18 +120,15 @@ def activation_bytes(shape: ModelShape, tokens: int, b: int, has_checkpointing: 
     return tokens * shape.layers * block
 
 
-def _critic(config: Any, shape: ModelShape) -> list[MemoryItem]:
-    """A critic with a trunk of its own; a head on the policy's states is one vector."""
+def _critic(config: Any, shape: ModelShape, division: Division) -> list[MemoryItem]:
+    """A critic with a trunk of its own, divided as the policy is; a head on the policy's states is one vector."""
     critic = getattr(config.algorithm, "critic", None)
     if critic is None or critic.trunk != "separate":
         return []
-    parameters, b = shape.parameters, BYTES[config.model.dtype]
-    beside = residual_bytes(critic.optimizer) if b < 4 else 0
-    summed = 4 if beside in (0, BYTES["float32"]) else b
-    states = state_bytes(critic.optimizer, trained_tensors(shape, None))
-    a_weight = b + beside + summed + states / parameters
-    amount = int(parameters * a_weight)
-    return [MemoryItem("critic", amount, f"P x {a_weight:.3g}: weights, gradients, optimizer state")]
+    parts = trained_items(config.model, critic.optimizer, shape, division)
+    formula = "as the policy: weights, gradients, optimizer state"
+    totals = {place: sum(part.bytes for part in parts if part.place == place) for place in ("device", "host")}
+    return [item("critic", amount, formula, place) for place, amount in totals.items() if amount]
 
 
 def _activations(config: Any, shape: ModelShape, world_size: int) -> MemoryItem:
@@ -177,7 +169,3 @@ def _engine(config: Any, shape: ModelShape, world_size: int, device: str) -> lis
     if isinstance(engine, VllmEngineConfig):
         formula += f"; vLLM reserves {engine.gpu_memory_utilization:.0%} of the card for weights and cache"
     return [*items, MemoryItem("engine key-value cache", amount, formula)]
-
-
-def _item(name: str, amount: int, share: int, formula: str) -> MemoryItem:
-    return MemoryItem(name, math.ceil(amount / share), formula + (f" / {share} ranks" if share > 1 else ""))

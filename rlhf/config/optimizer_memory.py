@@ -1,7 +1,7 @@
 """Bytes of optimizer state, by arithmetic on the sizes of the trained tensors."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rlhf.config.model import LoraConfig
@@ -62,13 +62,22 @@ def trained_tensors(shape: ModelShape, lora: LoraConfig | None = None) -> list[T
     return [*linears, *vectors, tables]
 
 
-def state_bytes(optimizer: OptimizerConfig, tensors: Iterable[TrainedTensor]) -> int:
-    """Bytes of moments, bases and column indices; step counters are left out.
+def state_bytes(
+    optimizer: OptimizerConfig, tensors: Iterable[TrainedTensor],
+    on_rank: Callable[[TrainedTensor], float] | None = None,
+) -> int:  # fmt: skip
+    """Bytes of moments, bases and column indices; step counters are left out. `on_rank`: the elements of one such
+    tensor that this rank has, if not all; bases and indices every rank has whole.
 
     With FRUGAL's block_budget it is the budget, which the chosen tensors meet to within one tensor; with block it
     depends on which tensors are chosen, and this is the mean.
     """
-    return math.ceil(sum(tensor.count * _of_tensor(optimizer, tensor) for tensor in tensors))
+    total = 0.0
+    for tensor in tensors:
+        moments, beside = _of_tensor(optimizer, tensor)
+        share = 1.0 if on_rank is None else on_rank(tensor) / tensor.numel
+        total += tensor.count * (moments * share + beside)
+    return math.ceil(total)
 
 
 def residual_bytes(optimizer: OptimizerConfig) -> int:
@@ -76,26 +85,27 @@ def residual_bytes(optimizer: OptimizerConfig) -> int:
     return MASTER_BYTES[getattr(optimizer, "param_precision", "native")]
 
 
-def _of_tensor(optimizer: OptimizerConfig, tensor: TrainedTensor) -> float:
+def _of_tensor(optimizer: OptimizerConfig, tensor: TrainedTensor) -> tuple[float, float]:
+    """Bytes of (moments, what is kept beside them)."""
     match optimizer:
         case FrugalConfig():
             return _of_frugal(optimizer, tensor)
         case AuONConfig():
             moments = 1 if tensor.is_large_matrix else 2
-            return moments * _stored(tensor.numel, optimizer.state_dtype)
+            return moments * _stored(tensor.numel, optimizer.state_dtype), 0
         case AdaBeliefConfig():
-            return (2 + optimizer.amsgrad) * _stored(tensor.numel, optimizer.state_dtype)
+            return (2 + optimizer.amsgrad) * _stored(tensor.numel, optimizer.state_dtype), 0
         case MuonConfig():
-            return (4 if tensor.is_large_matrix else 8) * tensor.numel
+            return (4 if tensor.is_large_matrix else 8) * tensor.numel, 0
         case AdamW8bitConfig():
-            return 2 * _stored(tensor.numel, "8bit")
-    return 8 * tensor.numel
+            return 2 * _stored(tensor.numel, "8bit"), 0
+    return 8 * tensor.numel, 0
 
 
-def _of_frugal(optimizer: FrugalConfig, tensor: TrainedTensor) -> float:
+def _of_frugal(optimizer: FrugalConfig, tensor: TrainedTensor) -> tuple[float, float]:
     moments = 1 if optimizer.state_full_rule == "lion" else 2
     if not tensor.is_large_matrix:
-        return moments * _stored(tensor.numel, optimizer.state_dtype)
+        return moments * _stored(tensor.numel, optimizer.state_dtype), 0
     density, rows, columns = optimizer.density, tensor.rows, tensor.columns
     beside = 0
     match optimizer.selector:
@@ -110,7 +120,7 @@ def _of_frugal(optimizer: FrugalConfig, tensor: TrainedTensor) -> float:
             chosen, beside = long * rank, 4 * short * rank
         case _:
             chosen = density * tensor.numel
-    return moments * _stored(chosen, optimizer.state_dtype, tensor.numel) + beside
+    return moments * _stored(chosen, optimizer.state_dtype, tensor.numel), beside
 
 
 def _stored(numel: float, state_dtype: str, tensor_numel: float | None = None) -> float:

@@ -96,6 +96,8 @@ class CommandLine:
     should_dry_run: bool = False
     planned_device: str | None = None
     """`--dry-run cuda` plans the memory for a GPU on a machine that has none."""
+    planned_division: str | None = None
+    """`--dry-run zero3:8` plans for a launch that is not this one; `METHOD:RANKS`."""
 
 
 def dotted(path: Sequence[str | int]) -> str:
@@ -122,9 +124,17 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
             line.should_help = True
             line.help_section = name.removeprefix("help").removeprefix(".") or value
         elif name in ("dry-run", "dry_run"):
-            line.should_dry_run, line.planned_device = True, value
-            if value not in (None, "cpu", "cuda"):
-                problems.append(f"--dry-run {value}: plan for cpu or cuda, or leave the device out")
+            line.should_dry_run = True
+            for part in [] if value is None else value.split(","):
+                if part in ("cpu", "cuda"):
+                    line.planned_device = part
+                elif ":" in part:
+                    line.planned_division = part
+                else:
+                    problems.append(
+                        f"--dry-run {value}: plan for cpu or cuda, for METHOD:RANKS (e.g. zero3:8), or for both "
+                        "(cuda,zero3:8)"
+                    )
         elif name == "config":
             if value is None or line.config_file is not None:
                 problems.append(

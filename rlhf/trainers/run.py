@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.data import PreferencesConfig
+from rlhf.config.division import division_from_environment
 from rlhf.config.dry_run import batch_table, memory_text
 from rlhf.config.loading import to_dict, to_yaml
 from rlhf.config.memory_plan import memory_plan
@@ -86,7 +87,7 @@ def run(
     accelerator.wait_for_everyone()
     checkpoint = find_checkpoint(config, folder, progress)
     progress.message(batch_table(config, accelerator.num_processes))
-    progress.message(memory_text(config, accelerator.num_processes))
+    progress.message(memory_text(config, division_from_environment(os.environ)))
 
     tokenizer = load_tokenizer(config.model)
     # before the model: unknown benchmarks, unreadable files and reward models that are none are told in seconds
@@ -194,10 +195,10 @@ def _finish(
 ) -> None:  # fmt: skip
     shape = _shape(config)
     if shape is not None:
-        plan = memory_plan(
-            config, shape, recorder.accelerator.num_processes, device="cuda" if torch.cuda.is_available() else "cpu"
-        )
-        folder.write_memory_plan([(item.name, item.bytes) for item in plan.items], peak_bytes())
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        plan = memory_plan(config, shape, division_from_environment(os.environ), device)
+        parts = [(item.name if item.place == "device" else f"{item.name} (host)", item.bytes) for item in plan.items]
+        folder.write_memory_plan(parts, peak_bytes())
     places: dict[str, object] = {}
     if is_exported:
         places["model"] = folder.model

@@ -41,6 +41,10 @@ def start_accelerator(sharding: Sharding, **settings: Any) -> Accelerator:
         os.environ[ZERO_INIT] = "false"  # where the variable is missing Accelerate takes it for true
         if on_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            import deepspeed
+
+            # an extension for gloo that is built by a compiler for minutes, and that it does without
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             settings["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
         accelerator = Accelerator(**settings)
         # transformers takes the settings that Accelerate leaves it for a wish to divide models while it loads them

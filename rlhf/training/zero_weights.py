@@ -37,8 +37,6 @@ class ZeroWeights:
 
         # DeepSpeed calls what newer versions of torch name otherwise, in each of its collective operations
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-        # an extension for gloo that is built by a compiler for minutes, and that it does without
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.names, self.parameters = list(named_parameters), list(named_parameters.values())
         self.stage = int(zero["stage"])
         self.ranks = rank_of_world()[1]
@@ -55,6 +53,8 @@ class ZeroWeights:
         attach_zero_layout(self.engine)
         self.module: nn.Module = self.engine
         self.zero = self.engine.optimizer
+        # DeepSpeed has another optimizer for stage 1 with bfloat16 weights: every rank has the whole float32 gradient
+        self.has_whole_gradients = hasattr(self.zero, "fp32_groups_gradient_flat_partition")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -75,6 +75,8 @@ class ZeroWeights:
 
     def gradients(self) -> list[Tensor]:
         """This rank's partitions; padding is 0."""
+        if self.has_whole_gradients:
+            return list(self.zero.fp32_groups_gradient_flat_partition)
         if self._is_offloaded:
             return [flat.grad for flat in self.partitions() if flat.grad is not None]
         return [part for parts in self.zero.averaged_gradients.values() for part in parts or ()]
@@ -97,6 +99,8 @@ class ZeroWeights:
     def zero_gradients(self) -> None:
         """Also of a backward pass whose step is not taken, as DeepSpeed itself does it where one overflows."""
         self.zero.zero_grad(set_to_none=True)
+        if self.has_whole_gradients:
+            return
         if self._is_offloaded:
             self.zero.reset_cpu_buffers()
             for flat in self.partitions():
@@ -124,6 +128,8 @@ class ZeroWeights:
 
     def partitions(self) -> list[Tensor]:
         """The flat float32 masters that the optimizer steps on."""
+        if self.has_whole_gradients:
+            return list(self.zero.fp32_groups_flat_partition)
         if self.stage == 3:
             return list(self.zero.fp32_partitioned_groups_flat)
         return list(self.zero.single_partition_of_fp32_groups)
@@ -143,6 +149,8 @@ class ZeroWeights:
         """The policy's weights follow the masters. Collective."""
         if self.stage < 3:
             self.zero.update_lp_params()
+            if self.has_whole_gradients:
+                return
             for group in range(len(self.zero.bit16_groups)):
                 self.zero._update_model_bit16_weights(group)
             return

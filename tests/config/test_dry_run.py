@@ -1,5 +1,6 @@
 """`--dry-run` and `--help` as a user runs them, and the shipped recipes through them."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -7,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.dry_run import batch_table, planned_device, planned_zero_stage
+from rlhf.config.dry_run import batch_table, planned_device
 from rlhf.config.grpo import GRPOConfig
 from rlhf.config.help import render_help
-from rlhf.config.loading import ConfigError, parse_config
+from rlhf.config.loading import ConfigError, load_config, parse_config
 from rlhf.config.schema import leaf_paths
 
 ROOT = Path(__file__).parents[2]
@@ -27,12 +28,16 @@ finally:
 """
 
 
-def run(*arguments: str) -> tuple[str, float]:
+QWEN = str(ROOT / "configs/grpo/gsm8k_qwen2.5_0.5b.yaml")
+
+
+def run(*arguments: str, **environment: str) -> tuple[str, float]:
     """stdout of a recipe's start with `arguments`, and the CPU seconds it took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+        [sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        env=os.environ | environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -76,31 +81,41 @@ def test_padded_batches_repeat_the_prompt(parse):
     assert batch_table(config, 1).splitlines()[1].split()[-1] == "1,200"
 
 
-@pytest.mark.parametrize(
-    ("environment", "stage"),
-    [
-        ({}, 0),
-        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 3),
-        ({"ACCELERATE_USE_FSDP": "true"}, 3),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_RESHARD_AFTER_FORWARD": "false"}, 2),
-    ],
-)
-def test_sharding_is_read_from_what_accelerate_launch_sets(monkeypatch, environment, stage):
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "FSDP_RESHARD_AFTER_FORWARD"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert planned_zero_stage() == stage
-
-
 def test_hidden_gpus_are_not_planned_for(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert planned_device() == "cpu"
 
 
 def test_memory_can_be_planned_for_a_gpu_from_elsewhere():
-    output, _ = run("--config", str(ROOT / "configs/grpo/gsm8k_qwen2.5_0.5b.yaml"), "--dry-run", "cuda")
-    assert "on cuda, 1 rank" in output and "vLLM reserves 30% of the card" in output
+    output, _ = run("--config", QWEN, "--dry-run", "cuda")
+    assert "on cuda, 1 rank;" in output and "vLLM reserves 30% of the card" in output
+
+
+def test_memory_can_be_planned_for_a_launch_that_is_not_this_one():
+    output, _ = run("--config", QWEN, "--dry-run", "cuda,zero3_offload:8")
+    assert "on cuda, 8 ranks, zero3_offload;" in output and "8 ranks\n" in output
+    assert "total in host memory" in output and "before it is divided; at the start only" in output
+
+
+def test_a_launch_is_planned_as_it_is():
+    launch = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "WORLD_SIZE": "4"}
+    output, _ = run("--config", QWEN, "--dry-run", **launch)
+    assert ", 4 ranks, zero2;" in output and "T x 8 (adamw) / 4 ranks" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dry-run", "zero4:8"], "no method 'zero4'; plan for one of ddp, fsdp2, zero1, zero2, zero3, zero3_offload"),
+        (["--dry-run", "tpu"], "METHOD:RANKS (e.g. zero3:8)"),
+        (["--dry-run", "zero3:7"], "7"),
+        (["--dry-run", "fsdp2:8", "--optimizer.type", "muon"], "needs whole matrices, and fsdp2 divides them"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_with_the_remedy(arguments, said, capsys):
+    with pytest.raises(SystemExit) as left:
+        load_config(GRPOConfig, ["--config", QWEN, *arguments])
+    assert left.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_help_tells_every_field_with_its_meaning():

@@ -127,18 +127,6 @@ def test_adapters_need_no_reference_and_small_states(parse):
     assert "reference policy" not in found and plan.trained_parameters == adapters
 
 
-@pytest.mark.parametrize(("stage", "divided"), [
-    (0, set()), (1, {"float32 masters", "optimizer state"}), (2, {"float32 masters", "optimizer state", "gradients"}),
-    (3, {"float32 masters", "optimizer state", "gradients", "policy weights"}),
-])  # fmt: skip
-def test_sharding_divides_what_its_stage_divides(parse, stage, divided):
-    shape, config = PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"], parse()
-    one, four = items(memory_plan(config, shape)), items(memory_plan(config, shape, 4, stage))
-    for name in ("policy weights", "float32 masters", "gradients", "optimizer state"):
-        assert four[name] == one[name] / (4 if name in divided else 1)
-    assert ("gathered weights" in four) == (stage == 3)
-
-
 def test_the_head_never_holds_the_logits_of_a_batch(parse):
     from rlhf.models.head_block import DEFAULT_BLOCK_BYTES, MIN_DEFAULT_TOKENS
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf.config.division import Division
 from rlhf.config.dry_run import memory_text
 from rlhf.config.rollouts import ServerEngineConfig
 
@@ -36,4 +37,4 @@ def test_bad_addresses_and_times_are_refused_with_the_remedy(problems, flags, sa
 
 def test_the_memory_plan_counts_what_the_trainer_keeps(parse):
     config = parse(*SERVER, "--engine.urls", "http://a:1", "--model.path", "embedded:smollm2-135m-instruct")
-    assert "weights for the rollout servers" in memory_text(config, 1)
+    assert "weights for the rollout servers" in memory_text(config, Division())

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from rlhf.config.sharding import sharding_from_environment
 from rlhf.training.launch_checks import check_launch, start_accelerator
-from tests.invariants.sharded_runs import MATRIX, UNEVEN_SHARES, weights_after
+from tests.invariants.sharded_runs import LOW_PRECISION, MATRIX, UNEVEN_SHARES, weights_after
 
 
 def main(model: str, folder: str, out: str, *names: str) -> None:
@@ -22,7 +22,7 @@ def main(model: str, folder: str, out: str, *names: str) -> None:
     check_launch(accelerator, sharding)
     prompts = UNEVEN_SHARES[accelerator.process_index]
     weights = {}
-    for run in MATRIX:
+    for run in (*MATRIX, *LOW_PRECISION):
         if not names or run.name in names:
             after = weights_after(run, model, Path(folder), sharding, prompts)
             weights |= {f"{run.name}/{name}": tensor.contiguous() for name, tensor in after.items()}

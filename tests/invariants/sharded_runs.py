@@ -47,16 +47,21 @@ class Run:
     optimizer: str = "adamw"
     lora: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
 
     @property
     def name(self) -> str:
-        return f"{self.trainer} {self.optimizer} {'lora' if self.lora else 'full'}"
+        precision = "" if self.dtype == "float32" else f" {self.dtype}"
+        return f"{self.trainer} {self.optimizer} {'lora' if self.lora else 'full'}{precision}"
 
 
 MATRIX = [
     *(Run("grpo", optimizer, lora) for optimizer in OPTIMIZERS for lora in (False, True)),
     *(Run(trainer, lora=lora) for trainer in ("capo", "ppo", "vpo", "optimistic", "loop") for lora in (False, True)),
 ]
+
+LOW_PRECISION = [Run("grpo", dtype="bfloat16")]
+"""Not with one process's weights to the last bit, as sums are rounded."""
 
 
 def weights_after(run: Run, model: str, folder: Path, sharding: Sharding = "ddp", prompts: slice = slice(0, 8)) -> (
@@ -73,7 +78,7 @@ def weights_after(run: Run, model: str, folder: Path, sharding: Sharding = "ddp"
 def make(run: Run, model: str, folder: Path, sharding: Sharding = "ddp") -> tuple[Learner, Any]:
     """A learner and its algorithm."""
     config, build = BUILDERS[run.trainer](model, run)
-    sections = {"optimizer": OPTIMIZERS[run.optimizer], "model": {"path": model, "dtype": "float32"}}
+    sections = {"optimizer": OPTIMIZERS[run.optimizer], "model": {"path": model, "dtype": run.dtype}}
     if run.lora:
         sections["model"]["lora"] = LORA
     config = type(config).model_validate(config.model_dump() | sections)

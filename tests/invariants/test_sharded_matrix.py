@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.invariants.sharded_runs import MATRIX, environment_of, weights_after
+from tests.invariants.sharded_runs import LOW_PRECISION, MATRIX, environment_of, weights_after
 from tests.processes import run_on_ranks
 from tests.tiny_runs import save_tiny_model
 
@@ -69,6 +69,18 @@ def check(sharding: str, model: str, folder: Path, names: list[str], expected) -
 @pytest.mark.parametrize("sharding", IN_SHORT)
 def test_three_steps_in_shards_are_those_of_one_process(sharding, wide_model, tmp_path, expected):
     check(sharding, wide_model, tmp_path, list(IN_SHORT[sharding]), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+def test_stage_1_with_bfloat16_weights_learns_as_stage_2_does(wide_model, tmp_path):
+    """DeepSpeed has another optimizer for it, with the whole gradient in float32 on every rank."""
+    (run,) = LOW_PRECISION
+    one, two = (on_ranks(sharding, wide_model, tmp_path, [run.name])[run.name] for sharding in ("zero1", "zero2"))
+    for name, wanted in two.items():
+        assert wanted.dtype == torch.bfloat16
+        distance = float((one[name].float() - wanted.float()).norm() / wanted.float().norm())
+        assert distance < 1e-3, f"{name} differs by {distance:.1e}"
 
 
 @pytest.mark.slow
