@@ -105,6 +105,8 @@ run_ranks() {
   shift 4
   # compared by rlhf/training/launch_checks.py with the number of ranks that found each other
   export RLHF_RANKS=$((nodes * NPROC_PER_NODE))
+  # ranks that are told to stop end their step and write a checkpoint; the launcher would kill them after 30 seconds
+  export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
   local command=("$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" --num_machines "$nodes"
     --machine_rank "$node_rank" --num_processes "$RLHF_RANKS" --main_process_port "$port")
   if ((nodes > 1)); then
@@ -114,4 +116,15 @@ run_ranks() {
   command+=("$@")
   echo "[launch] $MACHINE, $RLHF_RANKS rank(s), machine $((node_rank + 1)) of $nodes: ${command[*]}"
   exec "${command[@]}"
+}
+
+# wait_for_end PID: ends the script as this child ends, also where a signal that is passed on breaks the wait.
+wait_for_end() {
+  local status=0
+  wait "$1" || status=$?
+  while kill -0 "$1" 2>/dev/null; do
+    status=0
+    wait "$1" || status=$?
+  done
+  exit "$status"
 }

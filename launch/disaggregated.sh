@@ -138,11 +138,4 @@ script=single_node.sh
 export MACHINE PYTHON
 "$ROOT/launch/$script" "$@" --engine.type server --engine.urls "$urls" &
 trainer_pid=$!
-status=0
-wait "$trainer_pid" || status=$?
-# a signal ends the wait before the ranks have ended
-while kill -0 "$trainer_pid" 2>/dev/null; do
-  status=0
-  wait "$trainer_pid" || status=$?
-done
-exit "$status"
+wait_for_end "$trainer_pid"
