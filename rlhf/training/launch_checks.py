@@ -71,8 +71,8 @@ def check_launch(accelerator: Accelerator, sharding: Sharding) -> None:
 
 
 def check_processes(accelerator: Accelerator, program: str) -> None:
-    """Raises LaunchError where Accelerate does not see all the processes that were launched, or where fewer or more were
-    launched than `launch/*.sh` asked for."""
+    """Raises LaunchError where Accelerate does not see all the processes that were launched, or where they are more or
+    fewer than `launch/*.sh` asked for."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise LaunchError(
@@ -83,6 +83,6 @@ def check_processes(accelerator: Accelerator, program: str) -> None:
     expected = int(os.environ.get(EXPECTED_RANKS) or launched)
     if expected != launched:
         raise LaunchError(
-            f"{expected} ranks were asked for ({EXPECTED_RANKS}) and {launched} run: the launcher left some out, or the "
-            f"variable is of another run. Start with launch/single_node.sh or launch/multi_node.sh, or unset it"
+            f"{expected} ranks were asked for ({EXPECTED_RANKS}) and {launched} run: the launcher left some out, or "
+            f"the variable is of another run. Start with launch/single_node.sh or launch/multi_node.sh, or unset it"
         )

@@ -1,0 +1,297 @@
+"""A simulation: the time of a step on 1 to 1024 devices, from costs that were measured on one.
+
+    python benchmarks/scaling.py                                   # with benchmarks/peers/scaling_costs.json
+    python benchmarks/scaling.py --measure                         # costs of this machine: five short runs
+    python benchmarks/scaling.py --costs mine.json --prompts 512 --median-tokens 800 --between-bytes-per-s 50e9
+    python benchmarks/scaling.py --from-runs runs/a runs/b --check runs/c
+
+Three ways to use N devices: `colocate` (each generates, then learns), `disaggregated` (some generate, then the others
+learn), `ahead` (the same with `batch.staleness: 1`: both at once). Of the latter two the best split is shown. Nothing
+here was measured on more than one device: see the assumptions that are printed with the table.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from peers import table
+from peers.recipe_runs import ROOT, finished_run
+from peers.scaling_costs import Observed, fit, lognormal_workload, read_costs, read_steps, write_costs
+from peers.scaling_model import MODES, Costs, Mode, Network, Step, Workload, best_step, draw, mean_step, step
+
+from rlhf.config.grpo import GRPOConfig
+from rlhf.config.sources import read_yaml
+from rlhf.training.run_folder import RunFolder
+
+CONFIG = ROOT / "configs" / "grpo" / "demo_arithmetic.yaml"
+COSTS = Path(__file__).parent / "peers" / "scaling_costs.json"
+FIT_SIZES = ((2, 4, 16), (4, 8, 24), (8, 8, 48), (16, 8, 32))
+"""(prompts, samples, longest completion) of the runs that costs are fitted to: rows, lengths and prompts vary."""
+CHECK_SIZE = (8, 8, 24)
+"""The demo's, which is predicted and not fitted to."""
+DEVICES = tuple(2**exponent for exponent in range(11))
+PHASES = ("generate", "learn", "sync", "total")
+ASSUMPTIONS = """Assumptions:
+- Every device is as the one that was measured, whatever the number of its neighbours, and holds the whole model (DDP;
+  shards would gather weights layer by layer).
+- A decoding step costs a fixed part and one for each row; attention over longer texts costs nothing more. Lengths are
+  lognormal and independent, those of a prompt no more alike than others.
+- Prompts are dealt to engines in turn, and no engine takes over what another has left: the longest queue decides.
+- Gradients are reduced in a ring after the backward pass, with nothing hidden behind it and without latencies.
+- The main rank sends the weights to each server on another machine, one copy after the other through one link (`--tree`:
+  from server to server, which the trainer does not do). Nothing hides it.
+- Ranks must divide the prompts of a step. Grading is the ranks' work, in step with generation.
+- The batch is the same for all N. Evaluations, checkpoints and failures are left out."""
+
+
+def main() -> None:
+    """Costs, the check against runs, tables, plot."""
+    arguments = parse_arguments()
+    costs, origin, checked = find_costs(arguments)
+    network = Network(
+        arguments.per_machine, arguments.inside_bytes_per_s, arguments.between_bytes_per_s, arguments.tree
+    )
+    found = {
+        faster: simulate(arguments.devices, arguments.workload, costs.faster(faster), network, arguments)
+        for faster in arguments.faster
+    }
+    report = lay_out(arguments, costs, origin, checked, network, found)
+    print(report)
+    if arguments.out is not None:
+        arguments.out.write_text(f"{report}\n\n{table.machine_text(table.machine())}\n", encoding="utf-8")
+        plot(found, arguments.out.with_suffix(".png"))
+
+
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; `workload` is made of its options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, default, network = parser.add_argument, Workload(), Network()
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--costs", type=Path, default=COSTS, help="JSON, as --measure writes it")
+    source.add_argument("--measure", action="store_true", help=f"run {CONFIG.name} at several sizes, keep {COSTS.name}")
+    source.add_argument("--from-runs", type=Path, nargs="+", metavar="RUN", help="fit costs to these runs of one rank")
+    add("--check", type=Path, metavar="RUN", help="compare the prediction with a run that costs were not fitted to")
+    add("--steps", type=int, default=7, help="of each run of --measure; the first is not counted")
+    add("--folder", type=Path, default=ROOT / "runs" / "scaling", help="where --measure keeps its runs")
+    add("--devices", type=int, nargs="+", default=list(DEVICES))
+    add("--faster", type=float, nargs="+", default=[1.0], help="also devices so many times as fast, network unchanged")
+    for name, value in vars(default).items():
+        add(f"--{name.replace('_', '-')}", type=type(value), default=value, help="(default: %(default)s)")
+    add("--per-machine", type=int, default=network.per_machine, help="devices (default: %(default)s)")
+    add("--inside-bytes-per-s", type=float, default=network.inside_bytes_per_s, help="(default: %(default).3g)")
+    add("--between-bytes-per-s", type=float, default=network.between_bytes_per_s, help="(default: %(default).3g)")
+    add("--tree", action="store_true", help="weights go from server to server; what the trainer does not do")
+    add("--draws", type=int, default=8, help="steps whose mean is shown")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="write the tables to this markdown file, and a plot beside it")
+    parsed = parser.parse_args(given)
+    parsed.workload = Workload(**{name: getattr(parsed, name) for name in vars(default)})
+    if min(parsed.devices) < 1 or parsed.draws < 1 or parsed.steps < 2 or min(parsed.faster) <= 0:
+        parser.error("--devices and --draws are at least 1, --steps at least 2, --faster above 0")
+    return parsed
+
+
+def find_costs(arguments: argparse.Namespace) -> tuple[Costs, str, str]:
+    """(costs, where they come from, the check as text). Runs what --measure asks for."""
+    check = None
+    if arguments.measure:
+        runs = [measuring_run(arguments, size) for size in FIT_SIZES]
+        check = measuring_run(arguments, CHECK_SIZE)
+    else:
+        runs = [RunFolder(path) for path in arguments.from_runs or ()]
+    if arguments.check is not None:
+        check = RunFolder(arguments.check)
+    if runs:
+        observed = [each for run in runs for each in observe(run)]
+        model = run_config(runs[0]).model
+        costs = fit(observed, *model_bytes(model.path, model.dtype))
+        origin = (
+            f"{model.path} in {model.dtype}, {run_config(runs[0]).engine.type} engine, fitted to {len(observed)} steps "
+            f"of {len(runs)} runs of recipes/grpo.py; {table.machine_text(table.machine())}"
+        )
+        if arguments.measure:
+            write_costs(costs, COSTS, origin)
+    else:
+        costs, origin = read_costs(arguments.costs)
+    return costs, origin, "" if check is None else compare(check, costs, arguments)
+
+
+def measuring_run(arguments: argparse.Namespace, size: tuple[int, int, int]) -> RunFolder:
+    """The demo with so many prompts, samples and tokens, as a process of its own."""
+    prompts, samples, tokens = size
+    settings = {
+        "batch.steps": arguments.steps, "batch.prompts_per_step": prompts, "sampling.samples_per_prompt": samples,
+        "sampling.max_tokens": tokens, "evaluation.prompts": 0, "checkpoint.every": 0, "checkpoint.export": "false",
+    }  # fmt: skip
+    print(f"[scaling] {prompts} x {samples} completions of at most {tokens} tokens", file=sys.stderr, flush=True)
+    return finished_run("grpo", CONFIG, arguments.folder, f"{prompts}x{samples}x{tokens}", settings)
+
+
+def run_config(run: RunFolder) -> GRPOConfig:
+    """As the run resolved it."""
+    return GRPOConfig.model_validate(read_yaml(str(run.path / "config.yaml"))[0])
+
+
+def observe(run: RunFolder) -> list[Observed]:
+    """The run's steps, with the mean length of its prompts."""
+    from rlhf.data.sources import load_prompts
+    from rlhf.models.loading import load_tokenizer
+
+    config = run_config(run)
+    source = load_prompts(config.data, load_tokenizer(config.model), seed=config.run.seed)
+    first = [len(source[place].token_ids) for place in range(min(64, len(source)))]
+    # the transformers engine calls its slots rows
+    slots = getattr(config.engine, "max_num_seqs", None) or getattr(config.engine, "max_rows", 128)
+    return read_steps(run, float(np.mean(first)), slots)
+
+
+def model_bytes(path: str, dtype: str) -> tuple[int, int]:
+    """Of the weights, and of all gradients (in the policy's precision)."""
+    from rlhf.config.model_shapes import find_shape
+    from rlhf.models.embedded import resolve_model_path
+
+    parameters = find_shape(resolve_model_path(path)).parameters
+    each = 2 if dtype == "bfloat16" else 4
+    return parameters * each, parameters * each
+
+
+def simulate(
+    devices: Sequence[int], workload: Workload, costs: Costs, network: Network, arguments: argparse.Namespace
+) -> dict[int, dict[Mode, Step]]:
+    """The best step by number of devices and mode, of the modes that it allows."""
+    # one more, as `ahead` generates the batch after the one that is learned
+    batches = [draw(workload, arguments.seed, number) for number in range(arguments.draws + 1)]
+    found: dict[int, dict[Mode, Step]] = {}
+    for count in devices:
+        best = {mode: best_step(mode, count, batches, workload, costs, network) for mode in MODES}
+        found[count] = {mode: each for mode, each in best.items() if each is not None}
+    return found
+
+
+def compare(run: RunFolder, costs: Costs, arguments: argparse.Namespace) -> str:
+    """Predicted over measured, by phase: with the run's own lengths, and with lengths drawn like them."""
+    steps, config = observe(run), run_config(run)
+    lone = Network(per_machine=1)
+    own = []
+    for each in steps:
+        prompts, samples = each.batch.lengths.shape
+        workload = Workload(prompts, samples, each.prompt_tokens, slots=each.slots)
+        own.append(step("colocate", 1, 0, each.batch, each.batch, workload, costs, lone))
+    workload = lognormal_workload(steps, config.sampling.max_tokens)
+    drawn = mean_step(
+        "colocate", 1, 0, [draw(workload, arguments.seed, n) for n in range(65)], workload, costs, lone
+    )  # fmt: skip
+    rows = []
+    for phase in PHASES:
+        # grading and recording are in the prediction's generation, as they are the sampling side's work
+        measured = float(np.mean([getattr(s, phase) + (s.rest if phase == "generate" else 0.0) for s in steps]))
+        predicted = float(np.mean([getattr(s, phase) for s in own]))
+        again = getattr(drawn, phase)
+        rows.append([
+            phase, f"{measured:.3f}", f"{predicted:.3f}", f"{predicted / measured:.2f}", f"{again:.3f}",
+            f"{again / measured:.2f}",
+        ])  # fmt: skip
+    header = ["one device, seconds", "measured", "predicted", "ratio", "with drawn lengths", "ratio"]
+    prompts, samples = steps[0].batch.lengths.shape
+    return (
+        f"Check against a run that the costs were not fitted to: {prompts} x {samples} completions of at most "
+        f"{config.sampling.max_tokens} tokens, mean of {len(steps)} steps.\n\n{table.markdown(header, rows)}"
+    )
+
+
+def lay_out(
+    arguments: argparse.Namespace, costs: Costs, origin: str, checked: str, network: Network,
+    found: Mapping[float, Mapping[int, Mapping[Mode, Step]]],
+) -> str:  # fmt: skip
+    """The report as markdown."""
+    workload = arguments.workload
+    parts = [
+        "# A simulation of steps on many devices",
+        "**Computed, not measured**: nothing was run on more than one device. Costs of one device: " + origin,
+        table.markdown(["cost", "value"], [[name, f"{value:.4g}"] for name, value in vars(costs).items()]),
+        *([checked] if checked else []),
+        f"A step: {workload.prompts} prompts of {workload.prompt_tokens:g} tokens x {workload.samples} samples, "
+        f"lengths lognormal with median {workload.median_tokens:g} and sigma {workload.sigma:g}, at most "
+        f"{workload.max_tokens}; {workload.slots} slots an engine, {workload.minibatches} optimizer step(s), "
+        f"{workload.signal_share:.0%} of the groups learned from. Network, assumed: {network.per_machine} devices "
+        f"a machine, {network.inside_bytes_per_s / 1e9:g} GB/s inside, "
+        f"{network.between_bytes_per_s / 1e9:g} GB/s between; weights {'from server to server' if network.tree else 'from the main rank to each server'}. Mean of "
+        f"{arguments.draws} draws, seed {arguments.seed}.",
+        ASSUMPTIONS,
+    ]
+    for faster, by_devices in found.items():
+        title = "The device as measured" if faster == 1 else f"What if devices were {faster:g} times as fast"
+        parts += [f"## {title}", step_table(by_devices), where_each_wins(by_devices)]
+    return "\n\n".join(parts)
+
+
+def step_table(found: Mapping[int, Mapping[Mode, Step]]) -> str:
+    """A row for each number of devices: seconds of a step, the best split as ranks + servers, and its phases."""
+    header = ["devices", "colocate s", "disaggregated s", "split", "ahead s", "split", "generate", "learn", "sync",
+              "fastest", "x one device", "efficiency"]  # fmt: skip
+    base = found[min(found)].get("colocate")
+    rows = []
+    for devices, steps in found.items():
+        fastest = min(steps.values(), key=lambda each: each.total, default=None)
+        cells = [f"{devices}", seconds(steps.get("colocate"))]
+        for mode in ("disaggregated", "ahead"):
+            cells += [seconds(steps.get(mode)), split(steps.get(mode))]
+        cells += [f"{getattr(fastest, phase):.3g}" if fastest else "" for phase in ("generate", "learn", "sync")]
+        speed = base.total / fastest.total if base is not None and fastest is not None else None
+        cells += [fastest.mode if fastest else "none", "" if speed is None else f"{speed:.1f}"]
+        cells.append("" if speed is None else f"{100 * speed * min(found) / devices:.0f} %")
+        rows.append(cells)
+    return table.markdown(header, rows) + "\n\ngenerate, learn and sync are the fastest mode's."
+
+
+def where_each_wins(found: Mapping[int, Mapping[Mode, Step]]) -> str:
+    """A line for each mode: the numbers of devices at which it is the fastest."""
+    winners = {n: min(steps.values(), key=lambda each: each.total).mode for n, steps in found.items() if steps}
+    lines = []
+    for mode in MODES:
+        counts = ", ".join(str(devices) for devices, winner in winners.items() if winner == mode)
+        lines.append(f"- {mode} is the fastest at {counts or 'none of these'}")
+    return "\n".join(lines)
+
+
+def seconds(found: Step | None) -> str:
+    return "" if found is None else f"{found.total:.3g}"
+
+
+def split(found: Step | None) -> str:
+    return "" if found is None else f"{found.ranks} + {found.servers}"
+
+
+def plot(found: Mapping[float, Mapping[int, Mapping[Mode, Step]]], path: Path) -> None:
+    """Seconds of a step over devices, both logarithmic, a panel for each speed of a device."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(found), figsize=(6.5 * len(found), 5), layout="constrained", squeeze=False)
+    for axes, (faster, by_devices) in zip(panels[0], found.items(), strict=True):
+        for mode, marker in zip(MODES, "os^", strict=True):
+            points = [(devices, steps[mode].total) for devices, steps in by_devices.items() if mode in steps]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=marker, label=mode)
+        first = min(by_devices)
+        if "colocate" in by_devices[first]:
+            ideal = [by_devices[first]["colocate"].total * first / devices for devices in by_devices]
+            axes.plot(list(by_devices), ideal, linestyle=":", color="grey", label="one device / N")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set(xlabel="devices", ylabel="seconds of a step (simulated)",
+                 title="the device as measured" if faster == 1 else f"devices {faster:g} times as fast")  # fmt: skip
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
