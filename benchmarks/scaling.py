@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import table
@@ -42,8 +43,8 @@ ASSUMPTIONS = """Assumptions:
   lognormal and independent, those of a prompt no more alike than others.
 - Prompts are dealt to engines in turn, and no engine takes over what another has left: the longest queue decides.
 - Gradients are reduced in a ring after the backward pass, with nothing hidden behind it and without latencies.
-- The main rank sends the weights to each server on another machine, one copy after the other through one link (`--tree`:
-  from server to server, which the trainer does not do). Nothing hides it.
+- The main rank sends the weights to each server on another machine, one copy after the other through one link
+  (`--tree`: from server to server, which the trainer does not do). Nothing hides it.
 - Ranks must divide the prompts of a step. Grading is the ranks' work, in step with generation.
 - The batch is the same for all N. Evaluations, checkpoints and failures are left out."""
 
@@ -76,6 +77,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument("--from-runs", type=Path, nargs="+", metavar="RUN", help="fit costs to these runs of one rank")
     add("--check", type=Path, metavar="RUN", help="compare the prediction with a run that costs were not fitted to")
     add("--steps", type=int, default=7, help="of each run of --measure; the first is not counted")
+    add("--clock", choices=["wall", "cpu"], default="wall", help="of --measure; cpu: on a machine that is shared")
     add("--folder", type=Path, default=ROOT / "runs" / "scaling", help="where --measure keeps its runs")
     add("--devices", type=int, nargs="+", default=list(DEVICES))
     add("--faster", type=float, nargs="+", default=[1.0], help="also devices so many times as fast, network unchanged")
@@ -109,8 +111,9 @@ def find_costs(arguments: argparse.Namespace) -> tuple[Costs, str, str]:
         observed = [each for run in runs for each in observe(run)]
         model = run_config(runs[0]).model
         costs = fit(observed, *model_bytes(model.path, model.dtype))
+        clock = "CPU seconds of one process" if arguments.measure and arguments.clock == "cpu" else "wall seconds"
         origin = (
-            f"{model.path} in {model.dtype}, {run_config(runs[0]).engine.type} engine, fitted to {len(observed)} steps "
+            f"{clock}, {torch.get_num_threads()} thread(s), {model.path} in {model.dtype}, {run_config(runs[0]).engine.type} engine, fitted to {len(observed)} steps "
             f"of {len(runs)} runs of recipes/grpo.py; {table.machine_text(table.machine())}"
         )
         if arguments.measure:
@@ -128,7 +131,8 @@ def measuring_run(arguments: argparse.Namespace, size: tuple[int, int, int]) -> 
         "sampling.max_tokens": tokens, "evaluation.prompts": 0, "checkpoint.every": 0, "checkpoint.export": "false",
     }  # fmt: skip
     print(f"[scaling] {prompts} x {samples} completions of at most {tokens} tokens", file=sys.stderr, flush=True)
-    return finished_run("grpo", CONFIG, arguments.folder, f"{prompts}x{samples}x{tokens}", settings)
+    name = f"{prompts}x{samples}x{tokens}-{arguments.clock}"
+    return finished_run("grpo", CONFIG, arguments.folder, name, settings, cpu_clock=arguments.clock == "cpu")
 
 
 def run_config(run: RunFolder) -> GRPOConfig:
@@ -209,6 +213,7 @@ def lay_out(
 ) -> str:  # fmt: skip
     """The report as markdown."""
     workload = arguments.workload
+    way = "server to server" if network.tree else "the main rank to each server"
     parts = [
         "# A simulation of steps on many devices",
         "**Computed, not measured**: nothing was run on more than one device. Costs of one device: " + origin,
@@ -219,8 +224,8 @@ def lay_out(
         f"{workload.max_tokens}; {workload.slots} slots an engine, {workload.minibatches} optimizer step(s), "
         f"{workload.signal_share:.0%} of the groups learned from. Network, assumed: {network.per_machine} devices "
         f"a machine, {network.inside_bytes_per_s / 1e9:g} GB/s inside, "
-        f"{network.between_bytes_per_s / 1e9:g} GB/s between; weights {'from server to server' if network.tree else 'from the main rank to each server'}. Mean of "
-        f"{arguments.draws} draws, seed {arguments.seed}.",
+        f"{network.between_bytes_per_s / 1e9:g} GB/s between; weights from {way}. Mean of {arguments.draws} draws, seed "
+        f"{arguments.seed}.",
         ASSUMPTIONS,
     ]
     for faster, by_devices in found.items():
