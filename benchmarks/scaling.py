@@ -23,6 +23,7 @@ from peers import table
 from peers.recipe_runs import ROOT, finished_run
 from peers.scaling_costs import Observed, fit, lognormal_workload, read_costs, read_steps, write_costs
 from peers.scaling_model import MODES, Costs, Mode, Network, Step, Workload, best_step, draw, mean_step, step
+from peers.scaling_tables import ByDevices, plot, step_table, where_each_wins
 
 from rlhf.config.grpo import GRPOConfig
 from rlhf.config.sources import read_yaml
@@ -113,8 +114,9 @@ def find_costs(arguments: argparse.Namespace) -> tuple[Costs, str, str]:
         costs = fit(observed, *model_bytes(model.path, model.dtype))
         clock = "CPU seconds of one process" if arguments.measure and arguments.clock == "cpu" else "wall seconds"
         origin = (
-            f"{clock}, {torch.get_num_threads()} thread(s), {model.path} in {model.dtype}, {run_config(runs[0]).engine.type} engine, fitted to {len(observed)} steps "
-            f"of {len(runs)} runs of recipes/grpo.py; {table.machine_text(table.machine())}"
+            f"{clock}, {torch.get_num_threads()} thread(s), {model.path} in {model.dtype}, "
+            f"{run_config(runs[0]).engine.type} engine, fitted to {len(observed)} steps of {len(runs)} runs of "
+            f"recipes/grpo.py; {table.machine_text(table.machine())}"
         )
         if arguments.measure:
             write_costs(costs, COSTS, origin)
@@ -165,7 +167,7 @@ def model_bytes(path: str, dtype: str) -> tuple[int, int]:
 
 def simulate(
     devices: Sequence[int], workload: Workload, costs: Costs, network: Network, arguments: argparse.Namespace
-) -> dict[int, dict[Mode, Step]]:
+) -> ByDevices:
     """The best step by number of devices and mode, of the modes that it allows."""
     # one more, as `ahead` generates the batch after the one that is learned
     batches = [draw(workload, arguments.seed, number) for number in range(arguments.draws + 1)]
@@ -209,7 +211,7 @@ def compare(run: RunFolder, costs: Costs, arguments: argparse.Namespace) -> str:
 
 def lay_out(
     arguments: argparse.Namespace, costs: Costs, origin: str, checked: str, network: Network,
-    found: Mapping[float, Mapping[int, Mapping[Mode, Step]]],
+    found: Mapping[float, ByDevices],
 ) -> str:  # fmt: skip
     """The report as markdown."""
     workload = arguments.workload
@@ -224,78 +226,14 @@ def lay_out(
         f"{workload.max_tokens}; {workload.slots} slots an engine, {workload.minibatches} optimizer step(s), "
         f"{workload.signal_share:.0%} of the groups learned from. Network, assumed: {network.per_machine} devices "
         f"a machine, {network.inside_bytes_per_s / 1e9:g} GB/s inside, "
-        f"{network.between_bytes_per_s / 1e9:g} GB/s between; weights from {way}. Mean of {arguments.draws} draws, seed "
-        f"{arguments.seed}.",
+        f"{network.between_bytes_per_s / 1e9:g} GB/s between; weights from {way}. Mean of {arguments.draws} "
+        f"draws, seed {arguments.seed}.",
         ASSUMPTIONS,
     ]
     for faster, by_devices in found.items():
         title = "The device as measured" if faster == 1 else f"What if devices were {faster:g} times as fast"
         parts += [f"## {title}", step_table(by_devices), where_each_wins(by_devices)]
     return "\n\n".join(parts)
-
-
-def step_table(found: Mapping[int, Mapping[Mode, Step]]) -> str:
-    """A row for each number of devices: seconds of a step, the best split as ranks + servers, and its phases."""
-    header = ["devices", "colocate s", "disaggregated s", "split", "ahead s", "split", "generate", "learn", "sync",
-              "fastest", "x one device", "efficiency"]  # fmt: skip
-    base = found[min(found)].get("colocate")
-    rows = []
-    for devices, steps in found.items():
-        fastest = min(steps.values(), key=lambda each: each.total, default=None)
-        cells = [f"{devices}", seconds(steps.get("colocate"))]
-        for mode in ("disaggregated", "ahead"):
-            cells += [seconds(steps.get(mode)), split(steps.get(mode))]
-        cells += [f"{getattr(fastest, phase):.3g}" if fastest else "" for phase in ("generate", "learn", "sync")]
-        speed = base.total / fastest.total if base is not None and fastest is not None else None
-        cells += [fastest.mode if fastest else "none", "" if speed is None else f"{speed:.1f}"]
-        cells.append("" if speed is None else f"{100 * speed * min(found) / devices:.0f} %")
-        rows.append(cells)
-    return table.markdown(header, rows) + "\n\ngenerate, learn and sync are the fastest mode's."
-
-
-def where_each_wins(found: Mapping[int, Mapping[Mode, Step]]) -> str:
-    """A line for each mode: the numbers of devices at which it is the fastest."""
-    winners = {n: min(steps.values(), key=lambda each: each.total).mode for n, steps in found.items() if steps}
-    lines = []
-    for mode in MODES:
-        counts = ", ".join(str(devices) for devices, winner in winners.items() if winner == mode)
-        lines.append(f"- {mode} is the fastest at {counts or 'none of these'}")
-    return "\n".join(lines)
-
-
-def seconds(found: Step | None) -> str:
-    return "" if found is None else f"{found.total:.3g}"
-
-
-def split(found: Step | None) -> str:
-    return "" if found is None else f"{found.ranks} + {found.servers}"
-
-
-def plot(found: Mapping[float, Mapping[int, Mapping[Mode, Step]]], path: Path) -> None:
-    """Seconds of a step over devices, both logarithmic, a panel for each speed of a device."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, len(found), figsize=(6.5 * len(found), 5), layout="constrained", squeeze=False)
-    for axes, (faster, by_devices) in zip(panels[0], found.items(), strict=True):
-        for mode, marker in zip(MODES, "os^", strict=True):
-            points = [(devices, steps[mode].total) for devices, steps in by_devices.items() if mode in steps]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=marker, label=mode)
-        first = min(by_devices)
-        if "colocate" in by_devices[first]:
-            ideal = [by_devices[first]["colocate"].total * first / devices for devices in by_devices]
-            axes.plot(list(by_devices), ideal, linestyle=":", color="grey", label="one device / N")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set(xlabel="devices", ylabel="seconds of a step (simulated)",
-                 title="the device as measured" if faster == 1 else f"devices {faster:g} times as fast")  # fmt: skip
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

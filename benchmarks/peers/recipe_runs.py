@@ -26,8 +26,8 @@ def finished_run(
 ) -> RunFolder:
     """The folder of `recipes/<recipe>.py` run to its end with `settings` over those of `config`.
 
-    `cpu_clock`: its phases are in CPU seconds (`cpu_clock.py`). Its checkpoints are removed. It has as many threads as this process; its output is in `<name>.log` beside it. Raises
-    subprocess.CalledProcessError where the run fails.
+    Its checkpoints are removed. It has as many threads as this process; its output is in `<name>.log` beside it.
+    `cpu_clock`: its phases are CPU seconds (`cpu_clock.py`). Raises subprocess.CalledProcessError where the run fails.
     """
     run = RunFolder(folder / name)
     if (run.path / "report.html").exists():

@@ -76,7 +76,8 @@ class Network:
 class Workload:
     """A step. Lengths are lognormal, rounded up, and cut off at `max_tokens`."""
 
-    prompts: int = 1024
+    prompts: int = 3072
+    """Three times a power of two, so that ranks and servers may be 3 to 1 as well."""
     samples: int = 8
     prompt_tokens: float = 128
     median_tokens: float = 256
@@ -122,16 +123,15 @@ def draw(workload: Workload, seed: int, number: int) -> Batch:
 
 def decoding_steps(lengths: Sequence[int], slots: int) -> int:
     """Until all are done, each in a slot of its own, the next taking the first that is free."""
-    free: list[int] = []
-    for length in lengths:
-        begin = 0 if len(free) < slots else heapq.heappop(free)
-        heapq.heappush(free, begin + int(length))
-    return max(free, default=0)
+    ends = sorted(lengths[:slots])
+    for length in lengths[slots:]:
+        heapq.heapreplace(ends, ends[0] + length)
+    return max(ends, default=0)
 
 
 def engine_s(lengths_PS: np.ndarray, workload: Workload, costs: Costs) -> float:
     """Seconds of one engine for some prompts' samples: every decoding step costs a fixed part and one for each row."""
-    steps = decoding_steps(lengths_PS.ravel(), workload.slots)
+    steps = decoding_steps(lengths_PS.ravel().tolist(), workload.slots)
     prefill = costs.prefill_token_s * workload.prompt_tokens * len(lengths_PS)
     return prefill + costs.decode_step_s * steps + costs.decode_row_s * float(lengths_PS.sum())
 
