@@ -31,10 +31,10 @@ from rlhf.training.run_folder import RunFolder
 
 CONFIG = ROOT / "configs" / "grpo" / "demo_arithmetic.yaml"
 COSTS = Path(__file__).parent / "peers" / "scaling_costs.json"
-FIT_SIZES = ((2, 4, 16), (4, 8, 24), (8, 8, 48), (16, 8, 32))
+FIT_SIZES = ((2, 4, 16), (8, 4, 16), (4, 4, 32), (4, 8, 24))
 """(prompts, samples, longest completion) of the runs that costs are fitted to: rows, lengths and prompts vary."""
 CHECK_SIZE = (8, 8, 24)
-"""The demo's, which is predicted and not fitted to."""
+"""The demo's, larger than all of them: predicted, and not fitted to."""
 DEVICES = tuple(2**exponent for exponent in range(11))
 PHASES = ("generate", "learn", "sync", "total")
 ASSUMPTIONS = """Assumptions:
