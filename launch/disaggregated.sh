@@ -55,9 +55,14 @@ find_machine
 server_pids=() waiter_pid="" trainer_pid=""
 # Ends what this script started; a server that has ended already is no error.
 end_servers() {
-  local pid
+  local pid tenths
   for pid in $waiter_pid "${server_pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
-  for pid in "${server_pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+  for pid in "${server_pids[@]}"; do
+    # one that hangs must not keep a machine
+    for ((tenths = 0; tenths < 300; tenths++)); do kill -0 "$pid" 2>/dev/null && sleep 0.1 || break; done
+    kill -KILL "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+  done
 }
 # The ranks end their step, write a checkpoint, and then the script ends as they did.
 pass_on() {

@@ -237,6 +237,24 @@ def test_a_server_that_cannot_start_ends_the_script_and_its_log_is_named(tmp_pat
     assert "invalid choice: 'float8'" in log.read_text()
 
 
+def test_a_signal_reaches_the_ranks_first_and_then_the_servers_are_ended(tmp_path):
+    fake(tmp_path / "bin", "python", f'''case "$*" in
+*rollout_server.py*) trap 'echo SERVER ENDED; exit 0' TERM; sleep 60 & wait $! ;;
+*wait_for_servers.py*) sleep 0.5 ;;
+*accelerate*) trap 'echo SAVED; sleep 0.5; cat "{tmp_path}"/8001.log; exit 7' TERM; echo READY; sleep 60 & wait $! ;;
+*) exec {sys.executable} "$@" ;;
+esac''')
+    process = begin("disaggregated.sh", *DEMO, PYTHON=str(tmp_path / "bin" / "python"), SERVER_LOGS=str(tmp_path))
+    lines = []
+    while not lines or lines[-1] != "READY\n":
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
+    process.terminate()
+    # the status is that of the ranks, and while they saved the server was there
+    assert output(process, status=7) == "SAVED\n"
+    assert (tmp_path / "8001.log").read_text() == "SERVER ENDED\n"
+
+
 def test_servers_get_a_gpu_each_and_ranks_the_others(tmp_path):
     fake(
         tmp_path / "bin",
