@@ -11,23 +11,31 @@ here was measured on more than one device: see the assumptions that are printed 
 """
 
 import argparse
+import functools
+import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import table
-from peers.recipe_runs import ROOT, finished_run
+from peers.recipe_runs import ROOT
 from peers.scaling_costs import Observed, fit, lognormal_workload, read_costs, read_steps, write_costs
 from peers.scaling_model import MODES, Costs, Mode, Network, Step, Workload, best_step, draw, mean_step, step
 from peers.scaling_tables import ByDevices, plot, step_table, where_each_wins
 
 from rlhf.config.grpo import GRPOConfig
-from rlhf.config.sources import read_yaml
+from rlhf.config.loading import build_config
+from rlhf.config.sources import parse_command_line, read_yaml
+from rlhf.trainers.run import run as run_recipe
+from rlhf.training import recorder
 from rlhf.training.run_folder import RunFolder
+from rlhf.training.timing import PhaseTimer
 
 CONFIG = ROOT / "configs" / "grpo" / "demo_arithmetic.yaml"
 COSTS = Path(__file__).parent / "peers" / "scaling_costs.json"
@@ -78,6 +86,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument("--from-runs", type=Path, nargs="+", metavar="RUN", help="fit costs to these runs of one rank")
     add("--check", type=Path, metavar="RUN", help="compare the prediction with a run that costs were not fitted to")
     add("--steps", type=int, default=7, help="of each run of --measure; the first is not counted")
+    add("--engine", choices=["vllm", "transformers"], default="vllm", help="of --measure")
     add("--clock", choices=["wall", "cpu"], default="wall", help="of --measure; cpu: on a machine that is shared")
     add("--folder", type=Path, default=ROOT / "runs" / "scaling", help="where --measure keeps its runs")
     add("--devices", type=int, nargs="+", default=list(DEVICES))
@@ -116,7 +125,7 @@ def find_costs(arguments: argparse.Namespace) -> tuple[Costs, str, str]:
         origin = (
             f"{clock}, {torch.get_num_threads()} thread(s), {model.path} in {model.dtype}, "
             f"{run_config(runs[0]).engine.type} engine, fitted to {len(observed)} steps of {len(runs)} runs of "
-            f"recipes/grpo.py; {table.machine_text(table.machine())}"
+            f"GRPO; {table.machine_text(table.machine())}"
         )
         if arguments.measure:
             write_costs(costs, COSTS, origin)
@@ -126,15 +135,27 @@ def find_costs(arguments: argparse.Namespace) -> tuple[Costs, str, str]:
 
 
 def measuring_run(arguments: argparse.Namespace, size: tuple[int, int, int]) -> RunFolder:
-    """The demo with so many prompts, samples and tokens, as a process of its own."""
+    """The demo with so many prompts, samples and tokens; one that is finished is read."""
     prompts, samples, tokens = size
+    name = f"{prompts}x{samples}x{tokens}-{arguments.engine}-{arguments.clock}"
     settings = {
+        "run.folder": arguments.folder, "run.name": name, "engine.type": arguments.engine,
         "batch.steps": arguments.steps, "batch.prompts_per_step": prompts, "sampling.samples_per_prompt": samples,
         "sampling.max_tokens": tokens, "evaluation.prompts": 0, "checkpoint.every": 0, "checkpoint.export": "false",
     }  # fmt: skip
-    print(f"[scaling] {prompts} x {samples} completions of at most {tokens} tokens", file=sys.stderr, flush=True)
-    name = f"{prompts}x{samples}x{tokens}-{arguments.clock}"
-    return finished_run("grpo", CONFIG, arguments.folder, name, settings, cpu_clock=arguments.clock == "cpu")
+    folder = RunFolder(arguments.folder / name)
+    if (folder.path / "report.html").exists():
+        return folder
+    print(f"[scaling] {name}", file=sys.stderr, flush=True)
+    flags = [f"--{key}={value}" for key, value in settings.items()]
+    config = build_config(GRPOConfig, parse_command_line(["--config", str(CONFIG), *flags]))
+    # with one thread CPU seconds are about what the wall clock would say on an idle machine
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    with mock.patch.object(recorder, "PhaseTimer", functools.partial(PhaseTimer, clock=clock)):
+        run_recipe(config)
+    # the optimizer's state is the most of a disk
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    return folder
 
 
 def run_config(run: RunFolder) -> GRPOConfig:

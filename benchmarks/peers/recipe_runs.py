@@ -21,19 +21,16 @@ ENVIRONMENT = {
 }
 
 
-def finished_run(
-    recipe: str, config: Path, folder: Path, name: str, settings: Mapping[str, Any], cpu_clock: bool = False
-) -> RunFolder:
+def finished_run(recipe: str, config: Path, folder: Path, name: str, settings: Mapping[str, Any]) -> RunFolder:
     """The folder of `recipes/<recipe>.py` run to its end with `settings` over those of `config`.
 
-    Its checkpoints are removed. It has as many threads as this process; its output is in `<name>.log` beside it.
-    `cpu_clock`: its phases are CPU seconds (`cpu_clock.py`). Raises subprocess.CalledProcessError where the run fails.
+    Its checkpoints are removed. It has as many threads as this process; its output is in `<name>.log` beside it. Raises
+    subprocess.CalledProcessError where the run fails.
     """
     run = RunFolder(folder / name)
     if (run.path / "report.html").exists():
         return run
-    clock = [str(Path(__file__).with_name("cpu_clock.py"))] if cpu_clock else []
-    command = [sys.executable, *clock, str(ROOT / "recipes" / f"{recipe}.py"), "--config", str(config)]
+    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--config", str(config)]
     for key, value in {"run.folder": folder, "run.name": name, **settings}.items():
         command += [f"--{key}", str(value)]
     folder.mkdir(parents=True, exist_ok=True)
