@@ -189,7 +189,7 @@ def test_costs_survive_their_file_and_bad_ones_are_named(tmp_path):
     with pytest.raises(ValueError, match="below 0: decode_row_s"):
         read_costs(file)
     file.write_text(json.dumps({"decode_row_s": 1.0, "typo": 2}))
-    with pytest.raises(ValueError, match="missing or unknown: .*decode_step_s.*typo"):
+    with pytest.raises(ValueError, match=r"missing or unknown: .*decode_step_s.*typo"):
         read_costs(file)
 
 

@@ -238,12 +238,16 @@ def test_a_server_that_cannot_start_ends_the_script_and_its_log_is_named(tmp_pat
 
 
 def test_a_signal_reaches_the_ranks_first_and_then_the_servers_are_ended(tmp_path):
-    fake(tmp_path / "bin", "python", f'''case "$*" in
+    fake(
+        tmp_path / "bin",
+        "python",
+        f'''case "$*" in
 *rollout_server.py*) trap 'echo SERVER ENDED; exit 0' TERM; sleep 60 & wait $! ;;
 *wait_for_servers.py*) sleep 0.5 ;;
 *accelerate*) trap 'echo SAVED; sleep 0.5; cat "{tmp_path}"/8001.log; exit 7' TERM; echo READY; sleep 60 & wait $! ;;
 *) exec {sys.executable} "$@" ;;
-esac''')
+esac''',
+    )
     process = begin("disaggregated.sh", *DEMO, PYTHON=str(tmp_path / "bin" / "python"), SERVER_LOGS=str(tmp_path))
     lines = []
     while not lines or lines[-1] != "READY\n":
