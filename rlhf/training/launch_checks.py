@@ -21,6 +21,8 @@ REPLICATED = {
 
 
 ZERO_INIT = "ACCELERATE_DEEPSPEED_ZERO3_INIT"
+EXPECTED_RANKS = "RLHF_RANKS"
+"""Set by launch/*.sh. A launcher that silently runs one process sets no WORLD_SIZE that would show it."""
 
 
 class LaunchError(RuntimeError):
@@ -73,11 +75,18 @@ def check_launch(accelerator: Accelerator, sharding: Sharding) -> None:
 
 
 def check_processes(accelerator: Accelerator, program: str) -> None:
-    """Raises LaunchError where Accelerate does not see all the processes that were launched."""
+    """Raises LaunchError where Accelerate does not see all the processes that were launched, or where they are more or
+    fewer than `launch/*.sh` asked for."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise LaunchError(
             f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}: each would work "
             f"alone. On CPU:\n  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_machines 1 "
             f"--num_processes {launched} {program}"
+        )
+    expected = int(os.environ.get(EXPECTED_RANKS) or launched)
+    if expected != launched:
+        raise LaunchError(
+            f"{expected} ranks were asked for ({EXPECTED_RANKS}) and {launched} run: the launcher left some out, or "
+            f"the variable is of another run. Start with launch/single_node.sh or launch/multi_node.sh, or unset it"
         )
