@@ -57,7 +57,9 @@ def main(model: str, folder: str) -> None:
         for name, tensor in weights_of(again).items():
             if ranks == 2:
                 assert torch.equal(tensor, straight[name]), (run.name, name)
-            torch.testing.assert_close(tensor, straight[name], rtol=1e-5, atol=1e-6)
+            # sums over other ranks are rounded differently, which Adam makes the more of the smaller a gradient is
+            distance = float((tensor - straight[name]).norm() / straight[name].norm())
+            assert distance < 1e-5, f"{run.name}: {name} differs by {distance:.1e}"
     dist.barrier()
     dist.destroy_process_group()
 
