@@ -50,7 +50,8 @@ def fake(folder: Path, name: str, body: str) -> None:
 
 
 def write_config(folder: Path, **changes) -> Path:
-    model = save_tiny_model(folder / "model")
+    # vLLM's attention on CPU has no heads narrower than 32
+    model = save_tiny_model(folder / "model", hidden_size=128, intermediate_size=128)
     config = tiny_config(
         model,
         run={"folder": str(folder), "name": "run"},
@@ -257,6 +258,17 @@ esac''',
     # the status is that of the ranks, and while they saved the server was there
     assert output(process, status=7) == "SAVED\n"
     assert (tmp_path / "8001.log").read_text() == "SERVER ENDED\n"
+
+
+def test_a_server_that_ends_in_the_middle_is_told(tmp_path):
+    fake(tmp_path / "bin", "python", f'''case "$*" in
+*rollout_server.py*) sleep 1 ;;
+*wait_for_servers.py*) ;;
+*accelerate*) sleep 4 ;;
+*) exec {sys.executable} "$@" ;;
+esac''')  # fmt: skip
+    text = output(begin("disaggregated.sh", *DEMO, PYTHON=str(tmp_path / "bin" / "python"), SERVER_LOGS=str(tmp_path)))
+    assert text.count(f"a server ended (its log is in {tmp_path})") == 1
 
 
 def test_servers_get_a_gpu_each_and_ranks_the_others(tmp_path):
