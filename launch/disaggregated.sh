@@ -52,11 +52,11 @@ is_whole_number "$SERVER_PORT" || fail "SERVER_PORT is a port, not $SERVER_PORT"
 check_recipe "$@"
 find_machine
 
-server_pids=() waiter_pid="" trainer_pid=""
+server_pids=() waiter_pid="" watcher_pid="" trainer_pid=""
 # Ends what this script started; a server that has ended already is no error.
 end_servers() {
   local pid tenths
-  for pid in $waiter_pid "${server_pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
+  for pid in $watcher_pid $waiter_pid "${server_pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
   for pid in "${server_pids[@]}"; do
     # one that hangs must not keep a machine
     for ((tenths = 0; tenths < 300; tenths++)); do kill -0 "$pid" 2>/dev/null && sleep 0.1 || break; done
@@ -67,6 +67,19 @@ end_servers() {
 # The ranks end their step, write a checkpoint, and then the script ends as they did.
 pass_on() {
   if [[ -n $trainer_pid ]]; then kill -TERM "$trainer_pid" 2>/dev/null || true; else exit 143; fi
+}
+# Says at once what the trainer finds out by waiting engine.retry_for_s.
+watch_servers() {
+  trap - EXIT INT TERM
+  local pid ended=" "
+  while sleep 1; do
+    for pid in "${server_pids[@]}"; do
+      if [[ $ended != *" $pid "* ]] && ! kill -0 "$pid" 2>/dev/null; then
+        ended+="$pid "
+        echo "[launch] a server ended (its log is in $SERVER_LOGS): started again on its port it gets its weights back" >&2
+      fi
+    done
+  done
 }
 trap end_servers EXIT
 trap pass_on INT TERM
@@ -143,4 +156,5 @@ script=single_node.sh
 export MACHINE PYTHON
 "$ROOT/launch/$script" "$@" --engine.type server --engine.urls "$urls" &
 trainer_pid=$!
+if ((${#server_pids[@]})); then watch_servers & watcher_pid=$!; fi
 wait_for_end "$trainer_pid"

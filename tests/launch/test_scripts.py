@@ -50,7 +50,8 @@ def fake(folder: Path, name: str, body: str) -> None:
 
 
 def write_config(folder: Path, **changes) -> Path:
-    model = save_tiny_model(folder / "model")
+    # vLLM's attention on CPU has no heads narrower than 32
+    model = save_tiny_model(folder / "model", hidden_size=128, intermediate_size=128)
     config = tiny_config(
         model,
         run={"folder": str(folder), "name": "run"},
@@ -174,7 +175,8 @@ def run_in_slurm(tmp_path: Path, status: int = 0, **environment: str) -> str:
         f"""line="SRUN $*"
 for n in {variables}; do line+=" $n=${{!n-unset}}"; done
 echo "$line"
-[[ "${{ROLE-}}" != servers ]] || {{ trap 'echo SERVERS ENDED; exit 0' TERM; sleep 60 & wait $!; }}""",
+[[ "${{ROLE-}}" != servers ]] || {{ trap 'echo SERVERS ENDED; kill $!; exit 0' TERM; sleep 60 & wait $!; }}
+[[ "${{ROLE-}}" != trainer ]] || sleep 2""",
     )
     slurm = {"SLURM_JOB_NODELIST": "n[1-4]", "SLURM_JOB_ID": "777", "SLURM_SUBMIT_DIR": str(ROOT)}
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -196,7 +198,7 @@ def test_slurm_gives_the_last_nodes_to_servers_and_ends_them(tmp_path):
     assert "ROLE=servers" in servers and "SERVER_COUNT=2" in servers
     assert "ROLE=trainer NNODES=2 MASTER_ADDR=n1" in ranks
     assert "SERVERS=http://n3:8001 http://n3:8002 http://n4:8001 http://n4:8002" in ranks
-    assert "servers on n3 n4" in text
+    assert "servers on n3 n4" in text and text.endswith("SERVERS ENDED\n")
     assert "SERVER_NODES=4 of 4 nodes leave none" in run_in_slurm(tmp_path, 2, SERVER_NODES="4")
 
 
@@ -242,9 +244,10 @@ def test_a_signal_reaches_the_ranks_first_and_then_the_servers_are_ended(tmp_pat
         tmp_path / "bin",
         "python",
         f'''case "$*" in
-*rollout_server.py*) trap 'echo SERVER ENDED; exit 0' TERM; sleep 60 & wait $! ;;
+*rollout_server.py*) trap 'echo SERVER ENDED; kill $!; exit 0' TERM; sleep 60 & wait $! ;;
 *wait_for_servers.py*) sleep 0.5 ;;
-*accelerate*) trap 'echo SAVED; sleep 0.5; cat "{tmp_path}"/8001.log; exit 7' TERM; echo READY; sleep 60 & wait $! ;;
+*accelerate*) sleep 60 &
+  trap 'echo SAVED; kill $!; sleep 0.5; cat "{tmp_path}"/8001.log; exit 7' TERM; echo READY; wait $! ;;
 *) exec {sys.executable} "$@" ;;
 esac''',
     )
@@ -259,12 +262,24 @@ esac''',
     assert (tmp_path / "8001.log").read_text() == "SERVER ENDED\n"
 
 
+def test_a_server_that_ends_in_the_middle_is_told(tmp_path):
+    fake(tmp_path / "bin", "python", f'''case "$*" in
+*rollout_server.py*) sleep 1 ;;
+*wait_for_servers.py*) ;;
+*accelerate*) sleep 4 ;;
+*) exec {sys.executable} "$@" ;;
+esac''')  # fmt: skip
+    text = output(begin("disaggregated.sh", *DEMO, PYTHON=str(tmp_path / "bin" / "python"), SERVER_LOGS=str(tmp_path)))
+    assert text.count(f"a server ended (its log is in {tmp_path})") == 1
+
+
 def test_servers_get_a_gpu_each_and_ranks_the_others(tmp_path):
     fake(
         tmp_path / "bin",
         "python",
         f"""case "$*" in
-*rollout_server.py*) echo "GPU $CUDA_VISIBLE_DEVICES: $*"; trap 'echo ENDED; exit 0' TERM; sleep 60 & wait $! ;;
+*rollout_server.py*) echo "GPU $CUDA_VISIBLE_DEVICES: $*"
+  trap 'echo ENDED; kill $!; exit 0' TERM; sleep 60 & wait $! ;;
 *wait_for_servers.py*) echo "WAIT $*"; sleep 1 ;;
 *accelerate*) echo "RANKS $RLHF_RANKS GPUS $CUDA_VISIBLE_DEVICES: $*" ;;
 *) exec {sys.executable} "$@" ;;
