@@ -145,9 +145,10 @@ class SwitchConfig(Section):
 class ActorConfig(Section):
     """How the policy follows the frozen critic, and what an exchange does to it."""
 
-    kind: Literal["pg", "logit_match"] = "pg"
+    kind: Literal["pg", "logit_match", "implicit"] = "pg"
     """pg: policy gradient on advantages of what was done. logit_match: regression to pi_ref exp(kappa Q) over candidate
-    tokens at every state (needs values of tokens)."""
+    tokens at every state (needs values of tokens). implicit: nothing is trained, and rollouts are drawn from
+    pi_ref exp(kappa Q) itself (needs values of tokens, and the transformers engine)."""
     reset: Literal["jump", "target", "hard", "none"] = "jump"
     """At an exchange: jump, the new goal at full strength; target, from the reference on again, step by step; hard, and
     the weights go back to the reference's too; none, the old goals stay (for comparison)."""

@@ -74,7 +74,11 @@ class OptimisticConfig(PolicyGradientConfig):
 
     @property
     def needs_reference_model(self) -> bool:
-        return True
+        return self.trains_policy  # else the policy is the reference
+
+    @property
+    def trains_policy(self) -> bool:
+        return self.actor.kind != "implicit"
 
     @property
     def value_bounds(self) -> tuple[float, float]:
