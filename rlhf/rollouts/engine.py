@@ -9,7 +9,6 @@ import torch
 from rlhf.config.rollouts import SamplingConfig
 from rlhf.data.types import Prompt, Sample
 
-
 Guidance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(hidden_BD, logits_BV) of the tokens that are next, one a row, to the logits that they are drawn from: final hidden
 states as they enter the LM head, and logits before temperature and truncation. Deterministic, and each row a function
@@ -59,5 +58,5 @@ class GuidedEngine(Engine, Protocol):
     """An engine that can ask at every token."""
 
     def guide(self, guidance: Guidance | None, version: int) -> None:
-        """Draw from what `guidance` makes of the logits; None: from the logits. With the weights it is the policy, whose
-        version is now `version`. Raises EngineError when the engine is gone."""
+        """Draw from what `guidance` makes of the logits; None: from the logits. With the weights it is the policy,
+        whose version is now `version`. Raises EngineError when the engine is gone."""

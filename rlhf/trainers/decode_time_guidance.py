@@ -1,8 +1,7 @@
 """The optimistic actor-critic without a trained actor: rollouts are drawn from pi_ref exp(kappa Q) token by token.
 
-What `logit_matching` fits the policy to is here sampled itself (eq. 5.1 of mirror descent from the reference policy), so
-no weights move and the policy follows an exchange at once. Decoding towards a learned Q of a frozen model: Mudgal et al.,
-"Controlled decoding" (arXiv 2310.17022); Zhou et al., "Q#" (arXiv 2502.20548).
+What `logit_matching` fits the policy to is sampled itself, so no weights move and the policy follows an exchange at
+once. Decoding by a learned Q of a frozen model under KL to it: "Q#" (arXiv 2502.20548), there without optimism.
 """
 
 from collections.abc import Mapping
@@ -22,9 +21,9 @@ from rlhf.training.optimistic_critic import OptimisticCritic
 
 
 class DecodeTimeGuidance(OptimisticActorCritic):
-    """The algorithm of `OptimisticConfig` with `actor.kind` implicit. Only the critic learns. The policy moves where the
-    critic is exchanged or kappa grows, and the engine then gets new guidance in place of weights. State: as the base
-    class, and what the engine is guided by."""
+    """The algorithm of `OptimisticConfig` with `actor.kind` implicit. Only the critic learns. The policy moves where
+    the critic is exchanged or kappa grows, and the engine then gets new guidance in place of weights. State: as the
+    base class, and what the engine is guided by."""
 
     has_ratio = False
 

@@ -51,8 +51,8 @@ from rlhf.training.trainer import GuidingAlgorithm, RolloutAlgorithm, Trainer
 from rlhf.training.weight_sync import sync_weights
 
 NOT_TRAINED = (
-    "the weights in this folder are those that the run began with: with actor.kind implicit no weights are trained. The "
-    "policy is these weights guided by the critic at every token, and the critic is in the run's checkpoints "
+    "the weights in this folder are those that the run began with: with actor.kind implicit no weights are trained. "
+    "The policy is these weights guided by the critic at every token, and the critic is in the run's checkpoints "
     "(weights.safetensors, names that begin with critic.); without it this model samples as before the run"
 )
 MakeEvaluators = Callable[[RecipeConfig, PreTrainedTokenizerBase, Accelerator, Path], Sequence[Evaluator]]
