@@ -16,6 +16,7 @@ from rlhf.training.batch import TrainingSample
 from rlhf.training.collectives import sum_numbers
 from rlhf.training.critic_guidance import CriticGuidance, read_guided
 from rlhf.training.critic_transitions import Transitions
+from rlhf.training.guards import TrainingStopped
 from rlhf.training.learner import Learner
 from rlhf.training.optimistic_critic import OptimisticCritic
 
@@ -65,20 +66,28 @@ class DecodeTimeGuidance(OptimisticActorCritic):
     def _drawn(self, fresh: Transitions | None, learner: Learner) -> dict[str, float]:
         """Whether the engine drew from the policy that this process would have drawn from: nothing else compares them
         here. Raises TrainingStopped where it did not (`guards.ratio_tolerance`)."""
-        sums = dict.fromkeys(("tokens", "ratio", "gap", "signed", "kl"), 0.0)
+        sums = dict.fromkeys(("tokens", "ratio", "off", "gap", "signed", "kl"), 0.0)
         if fresh is not None:
             found = read_guided(learner.critic, fresh, self.guided_by[1])
             gap_A = (found.logp_A - found.engine_logp_A).double()
+            ratio_A = importance_ratio(gap_A)
             sums = {
-                "tokens": float(len(gap_A)), "ratio": float(importance_ratio(gap_A).sum()),
+                "tokens": float(len(gap_A)), "ratio": float(ratio_A.sum()), "off": float((ratio_A - 1).abs().sum()),
                 "gap": float(gap_A.abs().sum()), "signed": float(gap_A.sum()), "kl": float(found.kl_A.double().sum()),
             }  # fmt: skip
-        learner.guard.check_ratio(learner.updates + 1, sums["ratio"], int(sums["tokens"]), learner.device)
         totals = sum_numbers(sums, learner.device)
-        count = max(totals["tokens"], 1.0)
+        mean = {name: total / max(totals["tokens"], 1.0) for name, total in totals.items()}
+        # under any engine the mean ratio is 1, but for the luck of the draw: the guidance shows in the single ones
+        if mean["off"] > learner.config.guards.ratio_tolerance:
+            raise TrainingStopped(
+                f"step {learner.updates + 1}: the guided policy's probability of a token over the engine's is off 1 by "
+                f"{mean['off']:.3f} on average (guards.ratio_tolerance {learner.config.guards.ratio_tolerance}): the "
+                "engine samples from another policy. Check that both use the same dtype and checkpoint; rounding alone "
+                "grows with algorithm.actor.kappa"
+            )
         return {
-            "policy/engine_ratio_mean": totals["ratio"] / count, "policy/engine_logp_gap": totals["gap"] / count,
-            "policy/kl_engine": -totals["signed"] / count, "policy/kl_reference": totals["kl"] / count,
+            "policy/engine_ratio_mean": mean["ratio"], "policy/engine_logp_gap": mean["gap"],
+            "policy/kl_engine": -mean["signed"], "policy/kl_reference": mean["kl"],
         }  # fmt: skip
 
     def _batch(

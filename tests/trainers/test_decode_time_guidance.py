@@ -1,4 +1,4 @@
-"""A policy that is never trained: its distribution is the one that `logit_match` would fit, and only the critic learns."""
+"""A policy that is never trained: it is drawn from what `logit_match` would fit, and only the critic learns."""
 
 import json
 from dataclasses import replace
@@ -128,8 +128,8 @@ def test_guidance_is_exact_over_the_vocabulary(language: str, tmp_path: Path) ->
 
 
 def test_it_is_what_logit_matching_would_fit(language: str, tmp_path: Path) -> None:
-    """At states where the token that was taken is among the likely ones: elsewhere `logit_match` has one candidate more.
-    Kept states and log-probs are in half precision."""
+    """Where the token that was taken is among the likely ones: elsewhere `logit_match` has one candidate more. Kept
+    states and log-probs are in half precision."""
     learner, _, engine = make_guided(guided_config(language), tmp_path, word_tokenizer())
     critic = learner.critic
     spoil(critic.frozen)
@@ -169,11 +169,11 @@ def test_an_engine_that_draws_from_something_else_stops_the_run(language: str, t
     samples = draw(engine, 0)
     found = read_guided(learner.critic, learner.critic.read(samples), 6.0)
     assert float((found.logp_A - found.engine_logp_A).abs().max()) < 0.02, "half precision"
-    assert float(found.kl_A.mean()) > 0.1
+    assert float(found.kl_A.mean()) > 0.05
     drawn = algorithm._drawn(learner.critic.read(samples), learner)
     assert drawn["policy/engine_ratio_mean"] == pytest.approx(1, abs=2e-3) and drawn["policy/engine_logp_gap"] < 2e-3
     engine.guide(None, 1)
-    with pytest.raises(TrainingStopped, match="The engine samples from another policy"):
+    with pytest.raises(TrainingStopped, match=r"off 1 by 0\.[2-9].*engine samples from another policy"):
         algorithm._drawn(learner.critic.read(draw(engine, 0)), learner)
 
 
@@ -206,7 +206,8 @@ def test_only_the_critic_learns_and_exchanges_are_new_policies(language: str, tm
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"algorithm.actions.view": "chunk", "algorithm.ensemble.target": "expectile"}, "set actions.view to token"),
+        ({"algorithm.actions.view": "chunk", "algorithm.ensemble.target": "expectile",
+          "algorithm.ensemble.path_spans": "[]"}, "set actions.view to token"),
         ({"algorithm.ensemble.target": "policy", "algorithm.ensemble.path_spans": "[]"}, "do not know the guidance"),
         ({"algorithm.ensemble.target": "expectile", "algorithm.ensemble.path_spans": "[]"}, "no values of tokens to"),
         ({"algorithm.actor.reset": "hard"}, "set actor.reset to target or jump"),

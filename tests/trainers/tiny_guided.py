@@ -15,7 +15,7 @@ from rlhf.trainers.logit_matching import follow_critic
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.learner import Learner
 
-PLAIN = {"optimizer": {}, "engine": {"type": "transformers"}}
+PLAIN = {"optimizer": {"type": "adamw"}, "engine": {"type": "transformers"}}
 """Sections in place of those that train a policy."""
 
 
