@@ -135,12 +135,27 @@ def mirror_target(logp_base_NC: Tensor, q_Nm: Tensor, kappa: float) -> Tensor:
     A = Q minus its mean over the candidates under the base, and 0 for the rest bucket. The base has its rest bucket in
     the last place (`with_rest`); it is the reference policy, or the previous target where nothing is reset.
     """
-    logp_base_Nm = logp_base_NC[:, :-1]
-    # an empty place has log-prob -inf and whatever value
-    q_Nm = q_Nm.masked_fill(logp_base_Nm.isneginf(), 0.0)
-    advantage_Nm = q_Nm - (logp_base_Nm.softmax(-1) * q_Nm).sum(-1, keepdim=True)
+    advantage_Nm = _candidate_advantages(logp_base_NC[:, :-1], q_Nm)
     raised_NC = logp_base_NC + kappa * torch.nn.functional.pad(advantage_Nm, (0, 1))
     return raised_NC.log_softmax(-1).detach()
+
+
+def guided_logits(logits_NV: Tensor, id_Nm: Tensor, q_Nm: Tensor, kappa: float, temperature: float = 1.0) -> Tensor:
+    """Logits (N, V) whose softmax at `temperature` is `mirror_target` of the base softmax(logits / temperature), with
+    the rest bucket spread as the base spreads it: tokens that are no candidates keep their logits.
+
+    `id_Nm`: the candidates, each once. kappa 0 gives the logits back bit by bit.
+    """
+    base_Nm = logits_NV.gather(-1, id_Nm) / temperature
+    advantage_Nm = _candidate_advantages(base_Nm, q_Nm.to(base_Nm))
+    return logits_NV.scatter_add(-1, id_Nm, temperature * kappa * advantage_Nm)
+
+
+def _candidate_advantages(logp_base_Nm: Tensor, q_Nm: Tensor) -> Tensor:
+    """Q minus its mean under the base's share of each candidate; log-probs may lack their normaliser."""
+    # an empty place has log-prob -inf and whatever value
+    q_Nm = q_Nm.masked_fill(logp_base_Nm.isneginf(), 0.0)
+    return q_Nm - (logp_base_Nm.softmax(-1) * q_Nm).sum(-1, keepdim=True)
 
 
 def logit_match_losses(logp_target_NC: Tensor, logp_NC: Tensor) -> Tensor:

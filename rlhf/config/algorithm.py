@@ -118,6 +118,11 @@ class PolicyGradientConfig(Section):
     def needs_reference_model(self) -> bool:
         return self.kl.coefficient > 0
 
+    @property
+    def trains_policy(self) -> bool:
+        """Whether the policy's weights change."""
+        return True
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:

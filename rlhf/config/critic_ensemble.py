@@ -145,9 +145,10 @@ class SwitchConfig(Section):
 class ActorConfig(Section):
     """How the policy follows the frozen critic, and what an exchange does to it."""
 
-    kind: Literal["pg", "logit_match"] = "pg"
+    kind: Literal["pg", "logit_match", "implicit"] = "pg"
     """pg: policy gradient on advantages of what was done. logit_match: regression to pi_ref exp(kappa Q) over candidate
-    tokens at every state (needs values of tokens)."""
+    tokens at every state (needs values of tokens). implicit: nothing is trained, and rollouts are drawn from
+    pi_ref exp(kappa Q) itself (needs values of tokens, and the transformers engine)."""
     trace_decay: float = Field(1.0, ge=0, le=1)
     """pg on values of states: how far an action's advantage looks. 1: to what the episode earned in the end, with the
     frozen values as a baseline; 0: to the next state's value, as in the paper; between them, lambda-returns."""

@@ -15,6 +15,7 @@ from rlhf.config.critic_ensemble import (
     SyncConfig,
 )
 from rlhf.config.grpo import GRPOConfig
+from rlhf.config.guidance_rules import guided_algorithm_problems, guided_run_problems
 
 CLIPPED = dict(loss="clip", importance="token", denominator="token")
 PESSIMIST = {"optimism": {"kind": "none"}, "ensemble": {"prior_scale": 0.0, "initial_share": 0.02}}
@@ -75,7 +76,11 @@ class OptimisticConfig(PolicyGradientConfig):
 
     @property
     def needs_reference_model(self) -> bool:
-        return True
+        return self.trains_policy  # else the policy is the reference
+
+    @property
+    def trains_policy(self) -> bool:
+        return self.actor.kind != "implicit"
 
     @property
     def value_bounds(self) -> tuple[float, float]:
@@ -94,7 +99,7 @@ class OptimisticConfig(PolicyGradientConfig):
     @model_validator(mode="after")
     def _refuse_what_does_not_go_together(self) -> "OptimisticConfig":
         ensemble, view, actor = self.ensemble, self.actions.view, self.actor
-        problems = []
+        problems = guided_algorithm_problems(self)
         if ensemble.values_tokens and view != "token":
             problems.append(
                 f"ensemble.target = {ensemble.target} needs actions.view token: chunks and turns cannot be enumerated; "
@@ -138,4 +143,10 @@ class OptimisticActorCriticConfig(GRPOConfig):
                 f"model.attention = {self.model.attention}: the critic reads the states of packed batches; set "
                 "model.attention to packed"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_what_trains_a_guided_policy(self) -> "OptimisticActorCriticConfig":
+        if problems := guided_run_problems(self):
+            raise ValueError("\n".join(problems))
         return self

@@ -35,6 +35,11 @@ def sharding_problems(config: RecipeConfig, sharding: Sharding) -> list[str]:
             f"optimizer.type {config.optimizer.type} {reason}, and {sharding} divides them over ranks: use auon, "
             "frugal or adabelief (with state_dtype: 8bit for a small state), or configs/accelerate/ddp.yaml"
         )
+    if not algorithm.trains_policy:
+        problems.append(
+            f"algorithm.actor.kind implicit trains no weights, so {sharding} has none to divide, and every rank's "
+            "engine holds the whole model anyway: use configs/accelerate/ddp.yaml"
+        )
     if isinstance(algorithm, OptimisticConfig) and (
         algorithm.ensemble.target == "policy"
         or (algorithm.actor.kind, algorithm.actor.reset) == ("logit_match", "none")

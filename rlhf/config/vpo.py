@@ -98,6 +98,11 @@ class PreferenceConfig(Section):
         return self.mode == "online" or self.reference_logps == "live"
 
     @property
+    def trains_policy(self) -> bool:
+        """Whether the policy's weights change."""
+        return True
+
+    @property
     def direction(self) -> int:
         return self.sign or (1 if self.mode == "online" else -1)
 

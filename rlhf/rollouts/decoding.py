@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config.rollouts import SamplingConfig
 from rlhf.data.types import FinishReason
+from rlhf.rollouts.engine import Guidance
 from rlhf.rollouts.sampling import draw, uniforms
 from rlhf.rollouts.slab_cache import SlabCache
 
@@ -44,8 +45,10 @@ def decode(
     seeds: Sequence[int],
     stop_token_ids: frozenset[int],
     sampling: SamplingConfig,
+    guidance: Guidance | None = None,
 ) -> list[Completion]:
     """One completion for each (prompt, seed), drawn together; equal prompts that stand side by side share a prefill.
+    `guidance`: what the model's logits are changed by before a token is drawn.
 
     Row r's result is a function of (prompt r, seed r) and the weights; its neighbours change it by float rounding only.
     Raises FloatingPointError naming the row where the logits are not finite.
@@ -64,14 +67,8 @@ def decode(
         positions = [lengths[row] - 1 + step for row in rows]
         position_B = torch.tensor(positions, device=device)
         cache.start_decode(position_B, max(positions) + 1)
-        output = model(
-            input_ids=token_B[:, None],
-            position_ids=position_B[:, None],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        drawn = draw(output.logits[:, -1], uniform_BT[:, step], sampling)
+        logits_BV = _next_logits(model, cache, token_B, position_B, guidance)
+        drawn = draw(logits_BV, uniform_BT[:, step], sampling)
         is_running = []
         for row, token, logp in zip(rows, drawn.token_B.tolist(), drawn.logp_B.tolist(), strict=True):
             if not math.isfinite(logp):
@@ -89,6 +86,28 @@ def decode(
             rows = [rows[index] for index in order]
             token_B, uniform_BT = token_B[order], uniform_BT[order]
     return completions
+
+
+def _next_logits(
+    model: PreTrainedModel, cache: SlabCache, token_B: torch.Tensor, position_B: torch.Tensor, guidance: Guidance | None
+) -> torch.Tensor:
+    """What follows one token a row is drawn from, (rows, vocabulary)."""
+    inputs = dict(
+        input_ids=token_B[:, None], position_ids=position_B[:, None], past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    if guidance is None:
+        return model(**inputs).logits[:, -1]
+    seen: list[torch.Tensor] = []
+    # the model's own forward goes on to the head, with the scales and caps of its architecture
+    handle = model.get_decoder().register_forward_hook(
+        lambda _module, _arguments, output: seen.append(output.last_hidden_state[:, -1])
+    )
+    try:
+        logits_BV = model(**inputs).logits[:, -1]
+    finally:
+        handle.remove()
+    return guidance(seen[0], logits_BV)
 
 
 def _prefill(model: PreTrainedModel, cache: SlabCache, prompts: Sequence[tuple[int, ...]]) -> None:

@@ -1,13 +1,18 @@
 """The contract between the trainer and whatever makes completions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from rlhf.config.rollouts import SamplingConfig
 from rlhf.data.types import Prompt, Sample
+
+Guidance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(hidden_BD, logits_BV) of the tokens that are next, one a row, to the logits that they are drawn from: final hidden
+states as they enter the LM head, and logits before temperature and truncation. Deterministic, and each row a function
+of that row alone; the engine's draws and log-probs are of what it gives."""
 
 
 class EngineError(RuntimeError):
@@ -46,3 +51,12 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the engine; idempotent."""
+
+
+@runtime_checkable
+class GuidedEngine(Engine, Protocol):
+    """An engine that can ask at every token."""
+
+    def guide(self, guidance: Guidance | None, version: int) -> None:
+        """Draw from what `guidance` makes of the logits; None: from the logits. With the weights it is the policy,
+        whose version is now `version`. Raises EngineError when the engine is gone."""

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from rlhf.config.rollouts import SamplingConfig, TransformersEngineConfig
 from rlhf.data.types import Sample
 from rlhf.rollouts.decoding import Completion, check_decodable, decode
-from rlhf.rollouts.engine import EngineError, Request
+from rlhf.rollouts.engine import EngineError, Guidance, Request
 from rlhf.rollouts.slab_cache import ATTENTION
 from rlhf.rollouts.stop_tokens import resolve_stop_token_ids
 from rlhf.rollouts.weights import tensor_checksum
@@ -17,7 +17,7 @@ CLOSED = "it is closed"
 
 
 class TransformersEngine:
-    """Implements `Engine` with its own copy of the model, so that a weight sync is a real one.
+    """Implements `GuidedEngine` with its own copy of the model, so that a weight sync is a real one.
 
     `model_path`: a folder or hub id. `dtype`: precision of weights and compute. `device`: none given, the current CUDA
     device, else the CPU. `revision` and `trust_remote_code` mean what they mean in `ModelConfig`.
@@ -41,6 +41,7 @@ class TransformersEngine:
         self.dtype = dtype
         self.tokenizer = tokenizer
         self.version = 0
+        self.guidance: Guidance | None = None
         model = AutoModelForCausalLM.from_pretrained(
             model_path,
             dtype=dtype,
@@ -83,12 +84,12 @@ class TransformersEngine:
         prompts = [request.prompt.token_ids for request in requests]
         seeds = [request.seed for request in requests]
         try:
-            return decode(self.model, prompts, seeds, stop_token_ids, sampling)
+            return decode(self.model, prompts, seeds, stop_token_ids, sampling, self.guidance)
         except FloatingPointError as error:
             ids = ", ".join(f"{request.prompt.id}/{request.index}" for request in requests[:8])
             raise EngineError(
                 f"{error} (weights of version {self.version}, rows in order: {ids}, ...): "
-                "the weights hold NaN or infinity"
+                "the weights, or what guides them, hold NaN or infinity"
             ) from error
 
     def _sample(self, request: Request, completion: Completion) -> Sample:
@@ -112,6 +113,12 @@ class TransformersEngine:
                     f"{sampling.max_tokens} that exceeds the model's {limit} positions: "
                     "lower max_tokens or max_prompt_tokens"
                 )
+
+    def guide(self, guidance: Guidance | None, version: int) -> None:
+        """See `GuidedEngine.guide`; it stays when weights are loaded."""
+        if self._unusable == CLOSED:
+            raise EngineError(f"the transformers engine cannot be used: {CLOSED}")
+        self.guidance, self.version = guidance, version
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:

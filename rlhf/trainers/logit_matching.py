@@ -14,6 +14,7 @@ from rlhf.algorithms.token_fields import TokenFields
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.data.episodes import Episode
 from rlhf.data.types import Prompt, Sample
+from rlhf.trainers.decode_time_guidance import DecodeTimeGuidance
 from rlhf.trainers.optimistic_actor_critic import OptimisticActorCritic
 from rlhf.training.algorithm import Objective
 from rlhf.training.batch import MatchTargets, TrainingSample
@@ -106,5 +107,5 @@ def _sample_of(episode: Episode) -> Sample:
 
 def follow_critic(config: OptimisticConfig, samples_per_prompt: int) -> OptimisticActorCritic:
     """The actor that `actor.kind` names."""
-    kind = LogitMatching if config.actor.kind == "logit_match" else OptimisticActorCritic
-    return kind(config, samples_per_prompt)
+    kinds = {"pg": OptimisticActorCritic, "logit_match": LogitMatching, "implicit": DecodeTimeGuidance}
+    return kinds[config.actor.kind](config, samples_per_prompt)

@@ -49,6 +49,7 @@ class OptimisticActorCritic(PolicyGradient):
         critic = learner.critic
         filled = [sample for sample in samples if sample.completion_ids]
         fresh = critic.read(filled)
+        drawn = self._drawn(fresh, learner)
         critic.learn(fresh)
         is_exchanged = critic.exchange()
         if is_exchanged:
@@ -60,9 +61,9 @@ class OptimisticActorCritic(PolicyGradient):
             self.mirror.advance()
             if not self.mirror.starts_from_previous:
                 self.kl_coefficient = 1 / self.mirror.kappa
-        self.moves_policy = is_learning or (is_exchanged and self.mirror.reloads_reference)
+        self.moves_policy = self._policy_moves(critic, is_learning, is_exchanged)
         self.syncs += self.moves_policy
-        critic.metrics |= self._told(fresh, critic, learner) | {
+        critic.metrics |= drawn | self._told(fresh, critic, learner) | {
             "actor/kappa": self.mirror.kappa, "actor/steps_since_reset": float(self.mirror.n),
             "actor/learns": float(is_learning), "actor/syncs": float(self.syncs),
         }  # fmt: skip
@@ -87,6 +88,13 @@ class OptimisticActorCritic(PolicyGradient):
             return is_exchanged
         window = self.config.actor.steps
         return critic.epoch > 0 and (window is None or critic.controller.since_switch < window)
+
+    def _policy_moves(self, critic: OptimisticCritic, is_learning: bool, is_exchanged: bool) -> bool:
+        return is_learning or (is_exchanged and self.mirror.reloads_reference)
+
+    def _drawn(self, fresh: Transitions | None, learner: Learner) -> dict[str, float]:
+        """What is to be said of the samples before the critic learns from them. Collective."""
+        return {}
 
     def _batch(
         self, samples: list[Sample], fresh: Transitions | None, critic: OptimisticCritic, learner: Learner,

@@ -48,9 +48,14 @@ from rlhf.training.progress import ProgressDisplay
 from rlhf.training.recorder import Recorder, peak_bytes
 from rlhf.training.report import write_report
 from rlhf.training.run_folder import RunFolder
-from rlhf.training.trainer import RolloutAlgorithm, Trainer
+from rlhf.training.trainer import GuidingAlgorithm, RolloutAlgorithm, Trainer
 from rlhf.training.weight_sync import sync_weights
 
+NOT_TRAINED = (
+    "the weights in this folder are those that the run began with: with actor.kind implicit no weights are trained. "
+    "The policy is these weights guided by the critic at every token, and the critic is in the run's checkpoints "
+    "(weights.safetensors, names that begin with critic.); without it this model samples as before the run"
+)
 MakeEvaluators = Callable[[RecipeConfig, PreTrainedTokenizerBase, Accelerator, Path], Sequence[Evaluator]]
 """Makes evaluators from the configuration, the tokenizer, the ranks and the run's folder."""
 MakeAlgorithm = Callable[[Any, int], RolloutAlgorithm]
@@ -103,13 +108,16 @@ def run(
     )  # fmt: skip
     stream = PromptStream(source, derive_seed(config.run.seed, "order"))
     temperature = config.sampling.temperature
-    policy = load_trained_policy(
-        config.model, accelerator, sharding, copies=keeps_master_copies(config.optimizer), temperature=temperature,
-        seed=config.run.seed,
-    )  # fmt: skip
-    reference = None
-    if config.algorithm.needs_reference_model and config.model.lora is None:
-        reference = load_frozen_policy(config.model, accelerator, sharding, temperature=temperature)
+    if config.algorithm.trains_policy:
+        policy = load_trained_policy(
+            config.model, accelerator, sharding, copies=keeps_master_copies(config.optimizer), temperature=temperature,
+            seed=config.run.seed,
+        )  # fmt: skip
+        reference = None
+        if config.algorithm.needs_reference_model and config.model.lora is None:
+            reference = load_frozen_policy(config.model, accelerator, sharding, temperature=temperature)
+    else:
+        policy = reference = load_frozen_policy(config.model, accelerator, sharding, temperature=temperature)
     algorithm = make_algorithm(config.algorithm, config.completions_per_prompt)
     critic = make_critic(config, policy, reference, accelerator, tokenizer, sharding)
     guard = NonFiniteGuard(config.guards, folder.dumps)
@@ -132,6 +140,8 @@ def run(
     version = step if checkpoint is None else checkpoint.state["policy_version"]
     if engine is not None:
         sync_weights(learner.policy_weights(), engine, version=version)
+        if isinstance(algorithm, GuidingAlgorithm):
+            algorithm.guide(engine, learner, version)
     if is_offline:
         algorithm.table = reference_table(config, stream, learner, folder.path / "reference_logps.safetensors", step)
     if accelerator.is_main_process:
@@ -158,6 +168,8 @@ def run(
         is_exported = finished and config.checkpoint.export
         if is_exported:
             learner.save_policy(folder.model, tokenizer)
+            if not config.algorithm.trains_policy and accelerator.is_main_process:
+                progress.message(f"WARNING: {folder.explain_export(NOT_TRAINED)}")
         if accelerator.is_main_process:
             if hasattr(algorithm, "tables"):
                 folder.write_tables(algorithm.tables(tokenizer))

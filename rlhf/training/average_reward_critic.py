@@ -130,10 +130,9 @@ class AverageRewardCritic(OptimisticCritic):
     def _priced(self, batch: Transitions, gain: float) -> Tensor:
         return (batch.reward_A - gain * self.cost(batch.view))[:, None].to(self.device)
 
-    def _guide(self, network: nn.Module, batch: Transitions) -> Predictions:
+    def _as_one(self, network: nn.Module, found: Predictions) -> Predictions:
         """The planned member's values, or the mean of all. A network that is not the frozen one yet is judged as it
         would be planned with by its members' gains."""
-        found = self.form.predict(network, batch)
         member = self.planned_member
         if network is self.online and self.settings.plan.kind == "argmax_J":
             member = self._most_optimistic()

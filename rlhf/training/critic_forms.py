@@ -147,6 +147,12 @@ class TokenValues:
         found = network(batch.state_SD, candidate_Sme, batch.candidate_logp_Sm, prior_SKm)
         return Predictions(found.value_NK, found.q_NKm)
 
+    def predict_candidates(self, network: nn.Module, state_SD: Tensor, id_Sm: Tensor, logp_Sm: Tensor) -> Predictions:
+        """As `predict`, at states that no batch holds, with candidates of one's own choice; -inf where there is none.
+        Log-probs may lack their normaliser."""
+        found = network(state_SD, self.token_Ve[id_Sm], logp_Sm)
+        return Predictions(found.value_NK, found.q_NKm)
+
     def losses(self, online: Predictions, slow: Predictions, batch: Transitions, reward_AK: Tensor) -> Tensor:
         view, (low, high) = batch.view, self.bounds
         with torch.no_grad():

@@ -179,6 +179,9 @@ class Learner:
                 averager.add(name, value)
 
     def _build_optimizer(self, masters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        if not masters:
+            # a policy that is never trained
+            return torch.optim.SGD([{"params": []}], lr=0.0)
         seed = derive_seed(self.config.run.seed, "optimizer")
         return build_optimizer(self.config.optimizer, self.policy, masters, seed)
 

@@ -160,6 +160,12 @@ class OptimisticCritic:
         """Q_opt of the frozen critic for the candidates of every state, (S, m). Needs values of tokens."""
         return self._guide(self.frozen, batch).q_SKm[:, 0]
 
+    @torch.no_grad()
+    def candidate_values(self, state_SD: Tensor, id_Sm: Tensor, logp_Sm: Tensor) -> Tensor:
+        """As `token_values`, at states that no episode holds, with candidates of one's own choice."""
+        found = self.form.predict_candidates(self.frozen, state_SD.to(self.device), id_Sm, logp_Sm)
+        return self._as_one(self.frozen, found).q_SKm[:, 0]
+
     def outcome(self, batch: Transitions) -> Tensor:
         """What episodes earned, as the guiding critic counts it; (B,)."""
         return batch.outcome_B
@@ -258,16 +264,19 @@ class OptimisticCritic:
             return torch.zeros(len(batch.view.state_A))
         return self.optimism.bonus * self.novelty.width(batch)[batch.view.next_state_A]
 
-    def _optimism_needs(self, batch: Transitions) -> dict[str, Tensor]:
+    def _optimism_needs(self, states: int) -> dict[str, Tensor]:
         kind = self.settings.optimism.kind
         if kind == "elliptic":
             # the bonus is in the rewards, and so in the values, already
-            return {"width_Nm": torch.zeros(len(batch.state_SD), device=self.device)}
+            return {"width_Nm": torch.zeros(states, device=self.device)}
         return {"in_set_K": self.in_set_K.to(self.device)} if kind == "max_in_set" else {}
 
     def _guide(self, network: nn.Module, batch: Transitions) -> Predictions:
         """The optimistic values of `network` as of one member."""
-        found, needs = self.form.predict(network, batch), self._optimism_needs(batch)
+        return self._as_one(network, self.form.predict(network, batch))
+
+    def _as_one(self, network: nn.Module, found: Predictions) -> Predictions:
+        needs = self._optimism_needs(len(found.value_SK))
         return Predictions(
             *(None if part is None else self.optimism(part, **needs).unsqueeze(1) for part in found)
         )

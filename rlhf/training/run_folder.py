@@ -94,6 +94,11 @@ class RunFolder:
         """Write tables.json: what an algorithm shows in the report, each with title, caption, header and rows."""
         write_atomically(self.tables, [json.dumps(plain(list(tables)), indent=1).encode()])
 
+    def explain_export(self, text: str) -> str:
+        """Write `text` beside the exported model, for those who find it without the run; returns the text."""
+        write_atomically(self.model / "README.md", [f"{text}.\n".encode()])
+        return text
+
     def append_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line: the step and its metrics. Non-finite numbers become `"nan"`, `"inf"`, `"-inf"`."""
         self._append(self.metrics, [_stamped(step, metrics)])

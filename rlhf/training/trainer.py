@@ -1,11 +1,11 @@
 """The loop. Blind to the algorithm: it moves samples to a batch to an update, and records what happened."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rlhf.config.recipe import RecipeConfig
 from rlhf.data.types import Sample
-from rlhf.rollouts.engine import Engine
+from rlhf.rollouts.engine import Engine, GuidedEngine
 from rlhf.training.algorithm import Algorithm
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collecting import Collector
@@ -28,6 +28,14 @@ class RolloutAlgorithm(Algorithm, Protocol):
 
     def should_sync(self) -> bool:
         """Whether the last update is to reach the engine: not where it left the policy as it was."""
+
+
+@runtime_checkable
+class GuidingAlgorithm(Protocol):
+    """An algorithm whose policy is the starting weights and what guides them at every token."""
+
+    def guide(self, engine: GuidedEngine, learner: Learner, version: int) -> None:
+        """Give the engine the policy as it is, which has its weights already."""
 
 
 class Trainer:
@@ -79,7 +87,7 @@ class Trainer:
                 is_evaluated = bool(self.evaluators) and (is_last or (every > 0 and step % every == 0))
                 if (self.collector.makes_rollouts or is_evaluated) and self.algorithm.should_sync():
                     with timer.phase("sync"):
-                        sync_weights(self.learner.policy_weights(), self.engine, version=step)
+                        self.sync(step)
                     self.version = step
                 self.recorder.step(step, samples, metrics, makes_rollouts=self.collector.makes_rollouts)
                 if is_evaluated:
@@ -91,6 +99,13 @@ class Trainer:
                 if should_stop and not is_last:
                     return False
         return True
+
+    def sync(self, version: int) -> None:
+        """The engine gets the policy as it is: its weights, or where those never change what guides them."""
+        if isinstance(self.algorithm, GuidingAlgorithm):
+            self.algorithm.guide(self.engine, self.learner, version)
+        else:
+            sync_weights(self.learner.policy_weights(), self.engine, version=version)
 
     def evaluate(self, step: int) -> None:
         for evaluator in self.evaluators:

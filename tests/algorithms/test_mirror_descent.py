@@ -9,6 +9,7 @@ from rlhf.algorithms.mirror_descent import (
     RESET_MODES,
     KappaSchedule,
     MirrorDescent,
+    guided_logits,
     logit_match_losses,
     mirror_target,
     with_rest,
@@ -170,3 +171,22 @@ def test_the_state_goes_on_from_a_checkpoint():
 def test_settings_that_make_no_sense_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_guided_logits_are_the_target_over_the_whole_vocabulary(temperature):
+    torch.manual_seed(0)
+    logits, q, kappa = torch.randn(7, 50, dtype=torch.float64), torch.rand(7, 5, dtype=torch.float64), 12.0
+    ids = logits.topk(5, dim=-1).indices
+    guided = (guided_logits(logits, ids, q, kappa, temperature) / temperature).softmax(-1)
+    base = (logits / temperature).softmax(-1)
+    for row in range(7):
+        mean = sum(base[row, i] * q[row, place] for place, i in enumerate(ids[row])) / base[row, ids[row]].sum()
+        weight = base[row].clone()
+        for place, i in enumerate(ids[row]):
+            weight[i] = base[row, i] * math.exp(kappa * (q[row, place] - mean))
+        torch.testing.assert_close(guided[row], weight / weight.sum(), atol=1e-14, rtol=1e-12)
+    # what a policy would be matched to: the candidates, and the others together
+    target = mirror_target(with_rest(base.gather(-1, ids).log()), q, kappa).exp()
+    torch.testing.assert_close(guided.gather(-1, ids), target[:, :-1], atol=1e-14, rtol=1e-10)
+    assert torch.equal(guided_logits(logits, ids, q, 0.0, temperature), logits)

@@ -23,6 +23,10 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
+    return word_tokenizer()
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
     """Word w5 has id 5; eos <eos> has id 0 and is the pad token, the template's end of turn <|im_end|> has id 1."""
     words = {"<eos>": EOS, "<|im_end|>": END_OF_TURN, "<|im_start|>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
     inner = Tokenizer(models.WordLevel(words, unk_token="w3"))
