@@ -192,7 +192,7 @@ def test_only_the_critic_learns_and_exchanges_are_new_policies(language: str, tm
     # exchanges at steps 2 and 4, and each time from the reference on again
     assert kappas == [0.0, 5.0, 10.0, 5.0, 10.0] and moved == [False, True, True, True, True]
     assert torch.equal(weights_of(learner.policy), before) and engine.version == 5
-    assert learner.optimizer_state()["param_groups"][0]["params"] == []
+    assert learner.state.optimizer()["param_groups"][0]["params"] == []
     jump = guided_config(language, switch={"nats": 1e9, "max_steps": 2})
     learner, algorithm, engine = make_guided(jump, tmp_path, word_tokenizer())
     for step in range(1, 6):
