@@ -155,16 +155,15 @@ def measured(methods: list[Sharding], folder: Path) -> dict[Sharding, list[list[
         _save_small(small)
     paths = [cell | {"model": str(small) if cell["model"] == SMALL_NAME else cell["model"]} for cell in CELLS]
     cells.write_text(json.dumps(paths), encoding="utf-8")
-    for is_zero in (False, True):
-        launched = [method for method in missing if method.startswith("zero") == is_zero]
-        if launched:
-            # what `accelerate launch` sets
-            own = {"ACCELERATE_USE_DEEPSPEED": "true"} if is_zero else {"ACCELERATE_USE_CPU": "true"}
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | own
-            subprocess.run(
-                [*launcher, SCRIPT, cells, folder, *launched], check=True, cwd=ROOT, env=environment, stdout=sys.stderr
-            )
+    for method in missing:
+        # what `accelerate launch` sets; a launch for each, as what one leaves behind is memory of the next
+        is_zero = method.startswith("zero")
+        own = {"ACCELERATE_USE_DEEPSPEED": "true"} if is_zero else {"ACCELERATE_USE_CPU": "true"}
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | own
+        subprocess.run(
+            [*launcher, SCRIPT, cells, folder, method], check=True, cwd=ROOT, env=environment, stdout=sys.stderr
+        )
     read = {method: [folder / f"{method}.json.{rank}" for rank in (0, 1)] for method in methods}
     return {method: [json.loads(file.read_text(encoding="utf-8")) for file in files] for method, files in read.items()}
 
@@ -195,10 +194,13 @@ def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dic
 def measured_parts(counts: Counts) -> dict[str, int]:
     """As `planned_parts`, from a rank's counts."""
     built, forward, step, after = (counts[moment] for moment in ("built", "forward", "step", "after"))
+    # ZeRO-3 leaves small weights whole from its first step on
+    weights = max(built["weights"], after["weights"])
     # while FSDP2 and ZeRO-3 gather, a parameter is whole and its shard beside it
-    gathered = sum(forward[name] - built[name] for name in ("weights", "masters"))
+    gathered = forward["weights"] + forward["masters"] - weights - after["masters"]
     return {
-        "weights": built["weights"], "masters": built["masters"], "gradients": step["gradients"],
+        "weights": weights, "masters": after["masters"],
+        "gradients": max(counts["backward"]["gradients"], step["gradients"]),
         "state": after["state"], "buckets": built["buckets"], "gathered": gathered,
     }  # fmt: skip
 
@@ -227,8 +229,8 @@ def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
             rows.append([method, what, *columns, buckets, gathered, f"{other / MIB:,.1f}"])
     about = (
         "Two ranks on the CPU, gloo, one optimizer step of two micro-batches of a few tokens. MiB of the fuller rank: "
-        "planned / counted, and counted over planned. Counted is the storage of every tensor that is alive: weights "
-        "and masters when all is built, gradients in the optimizer's step, state after it."
+        "planned / counted, and counted over planned. Counted is the storage of every tensor that is alive: weights, "
+        "masters and state after the step, gradients before it and in it."
     )
     notes = [
         f"- Largest deviation of the four: {worst[0]:.3f}, {worst[1]}.",

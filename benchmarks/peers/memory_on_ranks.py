@@ -1,7 +1,7 @@
 """Run by torchrun: what a rank holds of models that are trained, storage by storage, in one optimizer step of each.
 
 Arguments: a file of cells (JSON: a list of `{"model", "dtype", "optimizer", "lora_rank"}`), a folder for what a rank
-counts (`METHOD.json.RANK`), and the methods. Stages of ZeRO need a launch with DeepSpeed, the others one without.
+counts (`METHOD.json.RANK`), and the method. A stage of ZeRO needs a launch with DeepSpeed, the others one without.
 """
 
 import gc
@@ -34,21 +34,20 @@ STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 Counts = dict[str, dict[str, int]]
 
 
-def main(cells: str, folder: str, *methods: Sharding) -> None:
-    """Write the counts of every cell under each method."""
-    accelerator = start_accelerator(methods[0])
+def main(cells: str, folder: str, method: Sharding) -> None:
+    """Write the counts of every cell."""
+    accelerator = start_accelerator(method)
     check_processes(accelerator, "benchmarks/memory_table.py --measure")
-    for method in methods:
-        results = []
-        if method.startswith("zero"):
-            accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"] = {
-                "stage": int(method[4]),
-                "offload_optimizer": {"device": "cpu" if method.endswith("offload") else "none"},
-            }
-        for cell in json.loads(Path(cells).read_text(encoding="utf-8")):
-            results.append(measure(cell, accelerator, method))
-            Path(folder, f"{method}.json.{accelerator.process_index}").write_text(json.dumps(results), encoding="utf-8")
-            print(method, cell, flush=True)
+    if method.startswith("zero"):
+        accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"] = {
+            "stage": int(method[4]),
+            "offload_optimizer": {"device": "cpu" if method.endswith("offload") else "none"},
+        }
+    results = []
+    for cell in json.loads(Path(cells).read_text(encoding="utf-8")):
+        results.append(measure(cell, accelerator, method))
+        Path(folder, f"{method}.json.{accelerator.process_index}").write_text(json.dumps(results), encoding="utf-8")
+        print(method, cell, flush=True)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -75,10 +74,9 @@ def measure(cell: dict[str, Any], accelerator: Accelerator, sharding: Sharding) 
     counts: Counts = {}
 
     def note(moment: str) -> None:
-        now, known = count(policy, weights, old), counts.get(moment)
-        # DeepSpeed steps group by group: the fullest moment
-        if known is None or sum(now.values()) > sum(known.values()):
-            counts[moment] = now
+        now, known = count(policy, weights, old), counts.get(moment, {})
+        # DeepSpeed steps group by group: the most of each
+        counts[moment] = {name: max(amount, known.get(name, 0)) for name, amount in now.items()}
 
     def objective(logp_n: Tensor, entropy_n: Tensor, rows: slice) -> Tensor:
         note("forward")
