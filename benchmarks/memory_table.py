@@ -148,24 +148,25 @@ def lay_out_plan(optimizer: str, methods: list[Sharding], card_gib: float) -> st
 
 
 def measured(methods: list[Sharding], folder: Path) -> dict[Sharding, list[list[Counts]]]:
-    """Counts by method, rank and cell, of two ranks; those that are in `folder` are taken from there."""
-    small, cells = folder / "small", folder / "cells.json"
-    missing = [method for method in methods if not (folder / f"{method}.json.1").exists()]
-    if missing and not small.exists():
-        _save_small(small)
-    paths = [cell | {"model": str(small) if cell["model"] == SMALL_NAME else cell["model"]} for cell in CELLS]
-    cells.write_text(json.dumps(paths), encoding="utf-8")
-    for method in missing:
-        # what `accelerate launch` sets; a launch for each, as what one leaves behind is memory of the next
-        is_zero = method.startswith("zero")
-        own = {"ACCELERATE_USE_DEEPSPEED": "true"} if is_zero else {"ACCELERATE_USE_CPU": "true"}
+    """Counts by method, cell and rank, of two ranks; those that are in `folder` are taken from there."""
+    if not (folder / "small").exists():
+        _save_small(folder / "small")
+    return {method: [_measured(cell, method, folder, index) for index, cell in enumerate(CELLS)] for method in methods}
+
+
+def _measured(cell: dict[str, Any], method: Sharding, folder: Path, index: int) -> list[Counts]:
+    out = folder / f"{method}.{index}.json"
+    files = [Path(f"{out}.{rank}") for rank in (0, 1)]
+    if not all(file.exists() for file in files):
+        model = str(folder / "small") if cell["model"] == SMALL_NAME else cell["model"]
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | own
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | _environment(method)
+        # a launch for each: what one leaves behind would be memory of the next
         subprocess.run(
-            [*launcher, SCRIPT, cells, folder, method], check=True, cwd=ROOT, env=environment, stdout=sys.stderr
-        )
-    read = {method: [folder / f"{method}.json.{rank}" for rank in (0, 1)] for method in methods}
-    return {method: [json.loads(file.read_text(encoding="utf-8")) for file in files] for method, files in read.items()}
+            [*launcher, SCRIPT, json.dumps(cell | {"model": model}), method, out], check=True, cwd=ROOT,
+            env=environment, stdout=sys.stderr,
+        )  # fmt: skip
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def _save_small(folder: Path) -> None:
@@ -174,6 +175,18 @@ def _save_small(folder: Path) -> None:
 
     config = AutoConfig.for_model("qwen2", **SMALL, pad_token_id=0)
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def _environment(method: Sharding) -> dict[str, str]:
+    """What `accelerate launch` sets for it."""
+    if method == "ddp":
+        return {"ACCELERATE_USE_CPU": "true"}
+    if method == "fsdp2":
+        return {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": method[4],
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu" if method.endswith("offload") else "none",
+    }  # fmt: skip
 
 
 def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dict[str, int]:
@@ -208,10 +221,8 @@ def measured_parts(counts: Counts) -> dict[str, int]:
 def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
     """Plan beside count, of the fuller rank, as markdown."""
     rows, worst = [], (1.0, "nothing")
-    for method, by_rank in counts.items():
-        # a run that was stopped has counted fewer cells
-        for index in range(min(len(CELLS), *map(len, by_rank))):
-            cell, of_ranks = CELLS[index], [cells[index] for cells in by_rank]
+    for method, by_cell in counts.items():
+        for cell, of_ranks in zip(CELLS, by_cell, strict=True):
             found = [measured_parts(each) for each in of_ranks]
             planned, columns = planned_parts(cell, method), []
             name = cell["model"].removeprefix("embedded:").removesuffix("-instruct")
