@@ -237,7 +237,8 @@ def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
             buckets = _beside(planned["buckets"], max(each["buckets"] for each in found)) if is_kept else ""
             gathered = f"{max(each['gathered'] for each in found) / MIB:,.1f}"
             other = max(sum(each[moment]["other"] for each in of_ranks) for moment in ("built", "step", "after"))
-            rows.append([method, what, *columns, buckets, gathered, f"{other / MIB:,.1f}"])
+            peak = f"{max(each['peak']['bytes'] for each in of_ranks) / MIB:,.0f}"
+            rows.append([method, what, *columns, buckets, gathered, f"{other / MIB:,.1f}", peak])
     about = (
         "Two ranks on the CPU, gloo, one optimizer step of two micro-batches of a few tokens. MiB of the fuller rank: "
         "planned / counted, and counted over planned. Counted is the storage of every tensor that is alive: weights, "
@@ -250,9 +251,12 @@ def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
         "- `gathered`: what weights take more at the LM head than before. Under fsdp2 that is the tables; two blocks "
         "come and go, and are not seen there. A model of this size stays gathered under ZeRO-3, as planned.",
         "- `other`: storages of no such kind, both ranks, at any of these moments: nothing is left out.",
+        "- `process`: the most that a process's resident memory grew by, from before the model was loaded: with the "
+        "loading, the activations, what the allocator keeps; without pages that nothing was written to. The plan has no "
+        "such figure.",
         "- Host memory is device memory here: under zero3_offload both are counted together.",
     ]
-    header = ["method", "model, compute, optimizer", *COMPARED, "bucket", "gathered", "other"]
+    header = ["method", "model, compute, optimizer", *COMPARED, "bucket", "gathered", "other", "process"]
     title = "# Memory plan against what is allocated"
     return "\n\n".join([title, about, table.markdown(header, rows), "\n".join(notes)]) + "\n"
 

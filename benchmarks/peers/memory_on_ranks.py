@@ -1,7 +1,7 @@
 """Run by torchrun: what a rank holds of a model that is trained, storage by storage, in one optimizer step.
 
-Arguments: a cell (JSON: `{"model", "dtype", "optimizer", "lora_rank"}`), the method, and the file for what a rank counts
-(its rank is appended). The launch's variables must ask for the method.
+Arguments: a cell (JSON: `{"model", "dtype", "optimizer", "lora_rank"}`), the method, and the file for what a rank
+counts (its rank is appended). The launch's variables must ask for the method.
 """
 
 import gc
