@@ -252,8 +252,8 @@ def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
         "come and go, and are not seen there. A model of this size stays gathered under ZeRO-3, as planned.",
         "- `other`: storages of no such kind, both ranks, at any of these moments: nothing is left out.",
         "- `process`: the most that a process's resident memory grew by, from before the model was loaded: with the "
-        "loading, the activations, what the allocator keeps; without pages that nothing was written to. The plan has no "
-        "such figure.",
+        "loading, the activations, what the allocator keeps; without pages that nothing was written to. The plan has "
+        "no such figure.",
         "- Host memory is device memory here: under zero3_offload both are counted together.",
     ]
     header = ["method", "model, compute, optimizer", *COMPARED, "bucket", "gathered", "other", "process"]
