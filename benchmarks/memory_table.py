@@ -148,25 +148,25 @@ def lay_out_plan(optimizer: str, methods: list[Sharding], card_gib: float) -> st
 
 
 def measured(methods: list[Sharding], folder: Path) -> dict[Sharding, list[list[Counts]]]:
-    """Counts by method, rank and cell, of two ranks; those that are in `folder` are taken from there."""
-    small, cells = folder / "small", folder / "cells.json"
-    missing = [method for method in methods if not (folder / f"{method}.json.1").exists()]
-    if missing and not small.exists():
-        _save_small(small)
-    paths = [cell | {"model": str(small) if cell["model"] == SMALL_NAME else cell["model"]} for cell in CELLS]
-    cells.write_text(json.dumps(paths), encoding="utf-8")
-    for is_zero in (False, True):
-        launched = [method for method in missing if method.startswith("zero") == is_zero]
-        if launched:
-            # what `accelerate launch` sets
-            own = {"ACCELERATE_USE_DEEPSPEED": "true"} if is_zero else {"ACCELERATE_USE_CPU": "true"}
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | own
-            subprocess.run(
-                [*launcher, SCRIPT, cells, folder, *launched], check=True, cwd=ROOT, env=environment, stdout=sys.stderr
-            )
-    read = {method: [folder / f"{method}.json.{rank}" for rank in (0, 1)] for method in methods}
-    return {method: [json.loads(file.read_text(encoding="utf-8")) for file in files] for method, files in read.items()}
+    """Counts by method, cell and rank, of two ranks; those that are in `folder` are taken from there."""
+    if not (folder / "small").exists():
+        _save_small(folder / "small")
+    return {method: [_measured(cell, method, folder, index) for index, cell in enumerate(CELLS)] for method in methods}
+
+
+def _measured(cell: dict[str, Any], method: Sharding, folder: Path, index: int) -> list[Counts]:
+    out = folder / f"{method}.{index}.json"
+    files = [Path(f"{out}.{rank}") for rank in (0, 1)]
+    if not all(file.exists() for file in files):
+        model = str(folder / "small") if cell["model"] == SMALL_NAME else cell["model"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | _environment(method)
+        # a launch for each: what one leaves behind would be memory of the next
+        subprocess.run(
+            [*launcher, SCRIPT, json.dumps(cell | {"model": model}), method, out], check=True, cwd=ROOT,
+            env=environment, stdout=sys.stderr,
+        )  # fmt: skip
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def _save_small(folder: Path) -> None:
@@ -175,6 +175,18 @@ def _save_small(folder: Path) -> None:
 
     config = AutoConfig.for_model("qwen2", **SMALL, pad_token_id=0)
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def _environment(method: Sharding) -> dict[str, str]:
+    """What `accelerate launch` sets for it."""
+    if method == "ddp":
+        return {"ACCELERATE_USE_CPU": "true"}
+    if method == "fsdp2":
+        return {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": method[4],
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu" if method.endswith("offload") else "none",
+    }  # fmt: skip
 
 
 def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dict[str, int]:
@@ -195,10 +207,13 @@ def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dic
 def measured_parts(counts: Counts) -> dict[str, int]:
     """As `planned_parts`, from a rank's counts."""
     built, forward, step, after = (counts[moment] for moment in ("built", "forward", "step", "after"))
+    # ZeRO-3 leaves small weights whole from its first step on
+    weights = max(built["weights"], after["weights"])
     # while FSDP2 and ZeRO-3 gather, a parameter is whole and its shard beside it
-    gathered = sum(forward[name] - built[name] for name in ("weights", "masters"))
+    gathered = forward["weights"] + forward["masters"] - weights - after["masters"]
     return {
-        "weights": built["weights"], "masters": built["masters"], "gradients": step["gradients"],
+        "weights": weights, "masters": after["masters"],
+        "gradients": max(counts["backward"]["gradients"], step["gradients"]),
         "state": after["state"], "buckets": built["buckets"], "gathered": gathered,
     }  # fmt: skip
 
@@ -206,10 +221,8 @@ def measured_parts(counts: Counts) -> dict[str, int]:
 def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
     """Plan beside count, of the fuller rank, as markdown."""
     rows, worst = [], (1.0, "nothing")
-    for method, by_rank in counts.items():
-        # a run that was stopped has counted fewer cells
-        for index in range(min(len(CELLS), *map(len, by_rank))):
-            cell, of_ranks = CELLS[index], [cells[index] for cells in by_rank]
+    for method, by_cell in counts.items():
+        for cell, of_ranks in zip(CELLS, by_cell, strict=True):
             found = [measured_parts(each) for each in of_ranks]
             planned, columns = planned_parts(cell, method), []
             name = cell["model"].removeprefix("embedded:").removesuffix("-instruct")
@@ -224,11 +237,12 @@ def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
             buckets = _beside(planned["buckets"], max(each["buckets"] for each in found)) if is_kept else ""
             gathered = f"{max(each['gathered'] for each in found) / MIB:,.1f}"
             other = max(sum(each[moment]["other"] for each in of_ranks) for moment in ("built", "step", "after"))
-            rows.append([method, what, *columns, buckets, gathered, f"{other / MIB:,.1f}"])
+            peak = f"{max(each['peak']['bytes'] for each in of_ranks) / MIB:,.0f}"
+            rows.append([method, what, *columns, buckets, gathered, f"{other / MIB:,.1f}", peak])
     about = (
         "Two ranks on the CPU, gloo, one optimizer step of two micro-batches of a few tokens. MiB of the fuller rank: "
-        "planned / counted, and counted over planned. Counted is the storage of every tensor that is alive: weights "
-        "and masters when all is built, gradients in the optimizer's step, state after it."
+        "planned / counted, and counted over planned. Counted is the storage of every tensor that is alive: weights, "
+        "masters and state after the step, gradients before it and in it."
     )
     notes = [
         f"- Largest deviation of the four: {worst[0]:.3f}, {worst[1]}.",
@@ -237,9 +251,12 @@ def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
         "- `gathered`: what weights take more at the LM head than before. Under fsdp2 that is the tables; two blocks "
         "come and go, and are not seen there. A model of this size stays gathered under ZeRO-3, as planned.",
         "- `other`: storages of no such kind, both ranks, at any of these moments: nothing is left out.",
+        "- `process`: the most that a process's resident memory grew by, from before the model was loaded: with the "
+        "loading, the activations, what the allocator keeps; without pages that nothing was written to. The plan has "
+        "no such figure.",
         "- Host memory is device memory here: under zero3_offload both are counted together.",
     ]
-    header = ["method", "model, compute, optimizer", *COMPARED, "bucket", "gathered", "other"]
+    header = ["method", "model, compute, optimizer", *COMPARED, "bucket", "gathered", "other", "process"]
     title = "# Memory plan against what is allocated"
     return "\n\n".join([title, about, table.markdown(header, rows), "\n".join(notes)]) + "\n"
 

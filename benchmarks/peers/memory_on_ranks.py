@@ -1,7 +1,7 @@
-"""Run by torchrun: what a rank holds of models that are trained, storage by storage, in one optimizer step of each.
+"""Run by torchrun: what a rank holds of a model that is trained, storage by storage, in one optimizer step.
 
-Arguments: a file of cells (JSON: a list of `{"model", "dtype", "optimizer", "lora_rank"}`), a folder for what a rank
-counts (`METHOD.json.RANK`), and the methods. Stages of ZeRO need a launch with DeepSpeed, the others one without.
+Arguments: a cell (JSON: `{"model", "dtype", "optimizer", "lora_rank"}`), the method, and the file for what a rank
+counts (its rank is appended). The launch's variables must ask for the method.
 """
 
 import gc
@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from pydantic import TypeAdapter
@@ -23,35 +22,25 @@ from rlhf.config.optimizer import OptimizerConfig
 from rlhf.config.sharding import Sharding
 from rlhf.models.packing import TrainingSequence, pack
 from rlhf.training.build_weights import Weights, load_trained_policy, make_weights
-from rlhf.training.launch_checks import check_processes, start_accelerator
+from rlhf.training.launch_checks import check_launch, start_accelerator
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 
 MICRO_BATCHES, TOKENS = 2, 4
 NAMES = ("weights", "masters", "state", "gradients", "buckets")
 """What a storage is counted as: the first that it belongs to, and `other` where it belongs to none."""
-STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
 
 Counts = dict[str, dict[str, int]]
 
 
-def main(cells: str, folder: str, *methods: Sharding) -> None:
-    """Write the counts of every cell under each method."""
-    accelerator = start_accelerator(methods[0])
-    check_processes(accelerator, "benchmarks/memory_table.py --measure")
-    for method in methods:
-        results = []
-        if method.startswith("zero"):
-            accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"] = {
-                "stage": int(method[4]),
-                "offload_optimizer": {"device": "cpu" if method.endswith("offload") else "none"},
-            }
-        for cell in json.loads(Path(cells).read_text(encoding="utf-8")):
-            results.append(measure(cell, accelerator, method))
-            Path(folder, f"{method}.json.{accelerator.process_index}").write_text(json.dumps(results), encoding="utf-8")
-            print(method, cell, flush=True)
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+def main(cell: str, method: Sharding, out: str) -> None:
+    """Write the counts."""
+    accelerator = start_accelerator(method)
+    check_launch(accelerator, method)
+    counts = measure(json.loads(cell), accelerator, method)
+    Path(f"{out}.{accelerator.process_index}").write_text(json.dumps(counts), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def measure(cell: dict[str, Any], accelerator: Accelerator, sharding: Sharding) -> Counts:
@@ -60,10 +49,6 @@ def measure(cell: dict[str, Any], accelerator: Accelerator, sharding: Sharding) 
     optimizer = TypeAdapter(OptimizerConfig).validate_python(cell["optimizer"])
     lora = {"rank": cell["lora_rank"]} if cell["lora_rank"] else None
     config = ModelConfig.model_validate({"path": cell["model"], "dtype": cell["dtype"], "lora": lora})
-    gc.collect()
-    # what earlier cells left behind is held, so that no new storage has an old one's address
-    old = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in _alive())}
-    CLEAR_PEAK.write_text("5")
     resident = _kilobytes("VmRSS")
 
     copies = keeps_master_copies(optimizer)
@@ -75,10 +60,9 @@ def measure(cell: dict[str, Any], accelerator: Accelerator, sharding: Sharding) 
     counts: Counts = {}
 
     def note(moment: str) -> None:
-        now, known = count(policy, weights, old), counts.get(moment)
-        # DeepSpeed steps group by group: the fullest moment
-        if known is None or sum(now.values()) > sum(known.values()):
-            counts[moment] = now
+        now, known = count(policy, weights), counts.get(moment, {})
+        # DeepSpeed steps group by group: the most of each
+        counts[moment] = {name: max(amount, known.get(name, 0)) for name, amount in now.items()}
 
     def objective(logp_n: Tensor, entropy_n: Tensor, rows: slice) -> Tensor:
         note("forward")
@@ -102,18 +86,16 @@ def measure(cell: dict[str, Any], accelerator: Accelerator, sharding: Sharding) 
     weights.step()
     note("after")
     counts["peak"] = {"bytes": 1024 * (_kilobytes("VmHWM") - resident)}
-    if hasattr(weights, "engine"):
-        weights.engine.destroy()
     return counts
 
 
-def count(policy: nn.Module, weights: Weights, old: dict[int, torch.UntypedStorage]) -> dict[str, int]:
-    """Bytes by `NAMES`, and `other`: of every tensor that is alive, and was not among `old`."""
+def count(policy: nn.Module, weights: Weights) -> dict[str, int]:
+    """Bytes by `NAMES`, and `other`: of every tensor that is alive."""
     gc.collect()
     left = {}
     for tensor in _alive():
         storage = tensor.untyped_storage()
-        if storage.nbytes() and storage.data_ptr() not in old:
+        if storage.nbytes():
             left[storage.data_ptr()] = storage.nbytes()
     found = {}
     for name, tensors in zip(NAMES, _groups(policy, weights), strict=True):

@@ -134,6 +134,7 @@ def _stages_1_and_2(
         items.append(item("adapters", count * b, f"T x {b} (DeepSpeed has them in the base's precision)"))
     alignment = 2 * division.ranks
     share = -(-count // alignment) * alignment // division.ranks
+    stepped = -(-_numel(_largest_group(optimizer, trained)) // division.ranks)
     # DeepSpeed copies float32 weights too
     items.append(item("float32 masters", share * 4, _shared("T x 4", division)))
     largest = max(tensor.numel for tensor in trained)
@@ -146,13 +147,13 @@ def _stages_1_and_2(
     elif division.sharding == "zero1":
         items += [
             item("gradients", count * 4, "T x 4 (divided at the end of an optimizer step only)"),
-            item("gradients flattened for the step", share * 4, _shared("T x 4", division)),
+            item("gradients flattened for the step", stepped * 4, f"{stepped:,} elements x 4"),
             _bucket(REDUCE_BUCKET, 4, "reduce bucket", "elements, whatever the model"),
         ]
     else:
         items.append(item("gradients", share * 4, _shared("T x 4", division)))
         if b == 4:
-            items.append(item("gradients flattened for the step", share * 4, _shared("T x 4", division)))
+            items.append(item("gradients flattened for the step", stepped * 4, f"{stepped:,} elements x 4"))
         items.append(_bucket(REDUCE_BUCKET, b, "reduce bucket", "elements, whatever the model"))
         reduced = min(count, max(REDUCE_BUCKET, largest))
         if b < 4:
@@ -174,14 +175,14 @@ def _stage_3(
         items.append(item("adapters", count * b, formula))
     small = [tensor for tensor in (whole if model.lora is None else [*whole, *trained]) if tensor.numel <= PERSISTENT]
     items.append(item("small weights, whole", _numel(small) * b, f"tensors of up to {PERSISTENT:,} elements x {b}"))
-    if b < 4 or is_offloaded:
-        items.append(item("float32 masters", count * 4, _shared("T x 4", division), place))
+    # DeepSpeed copies float32 weights too
+    items.append(item("float32 masters", count * 4, _shared("T x 4", division), place))
     items.append(item("gradients", count * 4, _shared("T x 4", division), place))
     if is_offloaded:
         items.append(item("gradients for the step", count * 4, _shared("T x 4", division), place))
     else:
-        stepped = min(count, SUB_GROUP)
-        formula = f"{stepped:,} elements x 4: at most a sub-group at a time"
+        stepped = min(division.elements(_largest_group(optimizer, trained)), SUB_GROUP)
+        formula = f"{stepped:,} elements x 4: the largest of the optimizer's groups, at most a sub-group at a time"
         items.append(item("gradients flattened for the step", stepped * 4, formula))
     items.append(_state(optimizer, trained, division.elements_of, division, place))
     all_whole = _numel(whole) + (_numel(trained) if model.lora else 0)
@@ -222,6 +223,14 @@ def _fsdp2_gathered(shape: ModelShape, division: Division) -> int:
         return shape.parameters
     # the next block is gathered while one is computed with
     return _root(shape) + min(2, shape.layers) * shape.block_parameters
+
+
+def _largest_group(optimizer: OptimizerConfig, trained: list[TrainedTensor]) -> list[TrainedTensor]:
+    """DeepSpeed steps one of the optimizer's groups at a time: FRUGAL and AuON have matrices and the rest apart."""
+    if optimizer.type not in ("frugal", "auon"):
+        return trained
+    matrices = [tensor for tensor in trained if tensor.is_large_matrix]
+    return max(matrices, [tensor for tensor in trained if not tensor.is_large_matrix], key=_numel)
 
 
 def _numel(tensors: Iterable[TrainedTensor]) -> int:
