@@ -260,8 +260,8 @@ def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
         "- `bucket`: DeepSpeed's, where it is kept between passes; allocated, and hardly written to here.",
         "- `gathered`: what weights take more at the LM head than before. Under fsdp2 that is the tables; two blocks "
         "come and go, and are not seen there. A model of this size stays gathered under ZeRO-3, as planned.",
-        "- `other`: storages of no such kind, both ranks together, at the fullest of three moments (built, in the step, "
-        "after it). Seen are tensors that Python knows; what a library holds in C++ alone is not.",
+        "- `other`: storages of no such kind, both ranks together, at the fullest of three moments (built, in the "
+        "step, after it). Seen are tensors that Python knows; what a library holds in C++ alone is not.",
         "- `process`: the most that a process's resident memory grew by, from before the model was loaded: with the "
         "loading, the activations, what the allocator keeps; without pages that nothing was written to. The plan has "
         "no such figure.",
