@@ -73,12 +73,13 @@ CELLS: list[dict[str, Any]] = [
 PARTS = {
     "weights": ("policy weights", "adapters", "small weights, whole"),
     "masters": ("float32 masters",),
-    "gradients": ("gradients", "gradients flattened for the step", "gradients for the step"),
+    "gradients": ("gradients", "gradients for the step"),
+    "in the step": ("gradients", "gradients for the step", "gradients flattened for the step"),
     "state": ("optimizer state", "lost bits of the weights"),
-    "buckets": ("reduce bucket",),
+    "bucket": ("reduce bucket",),
 }
 """What the plan calls that which is counted."""
-COMPARED = ("weights", "masters", "gradients", "state")
+COMPARED = ("weights", "masters", "gradients", "in the step", "state", "bucket")
 
 
 def main() -> None:
@@ -201,20 +202,27 @@ def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dic
     if method == "zero1":
         # DeepSpeed frees those after the step only, this project's ddp before
         found["gradients"] += _sum(items, ("gradients of a micro-batch",))
+    if not method.startswith("zero3"):
+        # no more than before the step, or for a moment that is not counted
+        found.pop("in the step")
+        if (method, cell["dtype"]) != ("zero1", "float32"):
+            found.pop("bucket")
     return found | {"gathered": _sum(items, ("gathered weights",))}
 
 
 def measured_parts(counts: Counts) -> dict[str, int]:
     """As `planned_parts`, from a rank's counts."""
-    built, forward, step, after = (counts[moment] for moment in ("built", "forward", "step", "after"))
+    built, forward, backward, step, after = (
+        counts[moment] for moment in ("built", "forward", "backward", "step", "after")
+    )
     # ZeRO-3 leaves small weights whole from its first step on
     weights = max(built["weights"], after["weights"])
-    # while FSDP2 and ZeRO-3 gather, a parameter is whole and its shard beside it
-    gathered = forward["weights"] + forward["masters"] - weights - after["masters"]
     return {
-        "weights": weights, "masters": after["masters"],
-        "gradients": max(counts["backward"]["gradients"], step["gradients"]),
-        "state": after["state"], "buckets": built["buckets"], "gathered": gathered,
+        "weights": weights, "masters": after["masters"], "state": after["state"],
+        "gradients": max(forward["gradients"], backward["gradients"]), "in the step": step["gradients"],
+        "bucket": max(built["buckets"], forward["buckets"]),
+        # while FSDP2 and ZeRO-3 gather, a parameter is whole and its shard beside it
+        "gathered": forward["weights"] + forward["masters"] - weights - after["masters"],
     }  # fmt: skip
 
 
@@ -228,35 +236,38 @@ def lay_out_measured(counts: dict[Sharding, list[list[Counts]]]) -> str:
             name = cell["model"].removeprefix("embedded:").removesuffix("-instruct")
             what = f"{name}, {cell['dtype']}, {cell['optimizer']['type']}" + (", LoRA" if cell["lora_rank"] else "")
             for part in COMPARED:
+                if part not in planned:
+                    columns.append("")
+                    continue
                 most = max(each[part] for each in found)
                 columns.append(_beside(planned[part], most))
                 ratio = most / planned[part] if planned[part] else 1.0 + most
                 if abs(ratio - 1) > abs(worst[0] - 1):
                     worst = (ratio, f"{part} of {what} under {method}")
-            is_kept = method.startswith("zero3")
-            buckets = _beside(planned["buckets"], max(each["buckets"] for each in found)) if is_kept else ""
             gathered = f"{max(each['gathered'] for each in found) / MIB:,.1f}"
             other = max(sum(each[moment]["other"] for each in of_ranks) for moment in ("built", "step", "after"))
             peak = f"{max(each['peak']['bytes'] for each in of_ranks) / MIB:,.0f}"
-            rows.append([method, what, *columns, buckets, gathered, f"{other / MIB:,.1f}", peak])
+            rows.append([method, what, *columns, gathered, f"{other / MIB:,.1f}", peak])
     about = (
         "Two ranks on the CPU, gloo, one optimizer step of two micro-batches of a few tokens. MiB of the fuller rank: "
         "planned / counted, and counted over planned. Counted is the storage of every tensor that is alive: weights, "
         "masters and state after the step, gradients before it and in it."
     )
     notes = [
-        f"- Largest deviation of the four: {worst[0]:.3f}, {worst[1]}.",
-        "- `bucket`: ZeRO-3's, which is allocated but hardly written to here. Stages 1 and 2 have theirs in the "
-        "backward pass only.",
+        f"- Largest deviation: {worst[0]:.3f}, {worst[1]}.",
+        "- `gradients`: at the LM head of the second micro-batch, or after its backward pass. `in the step`: with what "
+        "ZeRO-3 copies for it. Other methods hold no more in it, or for a moment that was not counted.",
+        "- `bucket`: DeepSpeed's, where it is kept between passes; allocated, and hardly written to here.",
         "- `gathered`: what weights take more at the LM head than before. Under fsdp2 that is the tables; two blocks "
         "come and go, and are not seen there. A model of this size stays gathered under ZeRO-3, as planned.",
-        "- `other`: storages of no such kind, both ranks, at any of these moments: nothing is left out.",
+        "- `other`: storages of no such kind, both ranks together, at the fullest of three moments (built, in the "
+        "step, after it). Seen are tensors that Python knows; what a library holds in C++ alone is not.",
         "- `process`: the most that a process's resident memory grew by, from before the model was loaded: with the "
         "loading, the activations, what the allocator keeps; without pages that nothing was written to. The plan has "
         "no such figure.",
         "- Host memory is device memory here: under zero3_offload both are counted together.",
     ]
-    header = ["method", "model, compute, optimizer", *COMPARED, "bucket", "gathered", "other", "process"]
+    header = ["method", "model, compute, optimizer", *COMPARED, "gathered", "other", "process"]
     title = "# Memory plan against what is allocated"
     return "\n\n".join([title, about, table.markdown(header, rows), "\n".join(notes)]) + "\n"
 

@@ -52,5 +52,5 @@ def test_parts_of_the_plan_have_their_counterparts(method):
         "after": {"weights": 6, "masters": 7, "state": 13, "gradients": 1, "buckets": 3, "other": 0},
     }
     assert memory_table.measured_parts(counts) == {
-        "weights": 6, "masters": 7, "gradients": 11, "state": 13, "buckets": 3, "gathered": 3,
+        "weights": 6, "masters": 7, "gradients": 9, "in the step": 11, "state": 13, "bucket": 3, "gathered": 3,
     }  # fmt: skip

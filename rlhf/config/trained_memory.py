@@ -134,7 +134,6 @@ def _stages_1_and_2(
         items.append(item("adapters", count * b, f"T x {b} (DeepSpeed has them in the base's precision)"))
     alignment = 2 * division.ranks
     share = -(-count // alignment) * alignment // division.ranks
-    stepped = -(-_numel(_largest_group(optimizer, trained)) // division.ranks)
     # DeepSpeed copies float32 weights too
     items.append(item("float32 masters", share * 4, _shared("T x 4", division)))
     largest = max(tensor.numel for tensor in trained)
@@ -147,13 +146,13 @@ def _stages_1_and_2(
     elif division.sharding == "zero1":
         items += [
             item("gradients", count * 4, "T x 4 (divided at the end of an optimizer step only)"),
-            item("gradients flattened for the step", stepped * 4, f"{stepped:,} elements x 4"),
             _bucket(REDUCE_BUCKET, 4, "reduce bucket", "elements, whatever the model"),
         ]
     else:
         items.append(item("gradients", share * 4, _shared("T x 4", division)))
         if b == 4:
-            items.append(item("gradients flattened for the step", stepped * 4, f"{stepped:,} elements x 4"))
+            # added to the others when it is divided; then a group's copy for the step may be as large
+            items.append(item("gradients of a micro-batch", share * 4, _shared("T x 4", division)))
         items.append(_bucket(REDUCE_BUCKET, b, "reduce bucket", "elements, whatever the model"))
         reduced = min(count, max(REDUCE_BUCKET, largest))
         if b < 4:
