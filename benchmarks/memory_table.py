@@ -25,9 +25,8 @@ from rlhf.config.division import METHODS, Division
 from rlhf.config.grpo import GRPOConfig
 from rlhf.config.memory_items import GIB, MemoryItem
 from rlhf.config.memory_plan import MemoryPlan, learner_plan
-from rlhf.config.model import ModelConfig
-from rlhf.config.model_shapes import ModelShape, find_shape
-from rlhf.config.sharding import Sharding
+from rlhf.config.model_shapes import ModelShape, find_shape, shape_from_config
+from rlhf.config.sharding import Sharding, launch_environment
 from rlhf.config.trained_memory import trained_items
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +160,10 @@ def _measured(cell: dict[str, Any], method: Sharding, folder: Path, index: int) 
     if not all(file.exists() for file in files):
         model = str(folder / "small") if cell["model"] == SMALL_NAME else cell["model"]
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | _environment(method)
+        # DeepSpeed's ranks find the CPU by themselves, and are not seen by Accelerate where it is named
+        on_cpu = {} if method.startswith("zero") else {"ACCELERATE_USE_CPU": "true"}
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | on_cpu
+        environment |= launch_environment(method)
         # a launch for each: what one leaves behind would be memory of the next
         subprocess.run(
             [*launcher, SCRIPT, json.dumps(cell | {"model": model}), method, out], check=True, cwd=ROOT,
@@ -178,18 +180,6 @@ def _save_small(folder: Path) -> None:
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def _environment(method: Sharding) -> dict[str, str]:
-    """What `accelerate launch` sets for it."""
-    if method == "ddp":
-        return {"ACCELERATE_USE_CPU": "true"}
-    if method == "fsdp2":
-        return {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    return {
-        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": method[4],
-        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu" if method.endswith("offload") else "none",
-    }  # fmt: skip
-
-
 def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dict[str, int]:
     """Bytes of each of PARTS, and of gathered weights."""
     shape = find_shape(cell["model"]) if cell["model"] != SMALL_NAME else _small_shape()
@@ -197,7 +187,7 @@ def planned_parts(cell: dict[str, Any], method: Sharding, ranks: int = 2) -> dic
     config = GRPOConfig.model_validate(
         SETTINGS | {"model": {"path": "m", "dtype": cell["dtype"], "lora": lora}, "optimizer": cell["optimizer"]}
     )
-    items = trained_items(ModelConfig.model_validate(config.model), config.optimizer, shape, Division(method, ranks))
+    items = trained_items(config.model, config.optimizer, shape, Division(method, ranks))
     found = {part: _sum(items, names) for part, names in PARTS.items()}
     if method == "zero1":
         # DeepSpeed frees those after the step only, this project's ddp before
@@ -278,8 +268,6 @@ def _beside(planned: int, found: int) -> str:
 
 
 def _small_shape() -> ModelShape:
-    from rlhf.config.model_shapes import shape_from_config
-
     return shape_from_config({**SMALL, "model_type": "qwen2"})
 
 

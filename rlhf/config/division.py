@@ -57,7 +57,6 @@ def division_from_environment(environment: Mapping[str, str]) -> Division:
     return Division(
         sharding_from_environment(environment),
         int(environment.get("WORLD_SIZE", "1")),
-        # as rlhf/training/fsdp2_weights.py reads them
         environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("true", "full_shard"),
         environment.get("FSDP_OFFLOAD_PARAMS", "false") == "true",
     )

@@ -23,6 +23,18 @@ def sharding_from_environment(environment: Mapping[str, str]) -> Sharding:
     return {"1": "zero1", "2": "zero2"}.get(stage, "ddp")
 
 
+def launch_environment(sharding: Sharding) -> dict[str, str]:
+    """The variables that `sharding_from_environment` reads, as `accelerate launch` sets them."""
+    if sharding == "ddp":
+        return {}
+    if sharding == "fsdp2":
+        return {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": sharding[4],
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu" if sharding.endswith("offload") else "none",
+    }  # fmt: skip
+
+
 def sharding_problems(config: RecipeConfig, sharding: Sharding) -> list[str]:
     """What this recipe cannot do with a model that is divided over ranks, with the remedies."""
     if sharding == "ddp":

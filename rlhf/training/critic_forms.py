@@ -62,7 +62,7 @@ class StateValues:
     `trace_decay`: of the advantages."""
 
     def __init__(
-        self, settings: EnsembleConfig, hidden: int, bounds: tuple[float, float], seed: int, trace_decay: float = 0.0
+        self, settings: EnsembleConfig, hidden: int, bounds: tuple[float, float], seed: int, trace_decay: float
     ) -> None:
         self.settings, self.hidden, self.bounds, self.seed = settings, hidden, bounds, seed
         self.trace_decay = trace_decay

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rlhf.config.division import division_from_environment
 from rlhf.models.policy import Policy
 from rlhf.optim.layout import Pieces, local_flat, pieces_of
 from rlhf.training.collectives import sum_tensor
@@ -23,18 +24,17 @@ def shard(policy: Policy, device: torch.device, compute_dtype: torch.dtype | Non
     Accelerate's settings `fsdp_reshard_after_forward` and `fsdp_offload_params` hold. Collective.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    is_offloaded = os.environ.get("FSDP_OFFLOAD_PARAMS", "false") == "true"
-    reshards = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("true", "full_shard")
+    division = division_from_environment(os.environ)
     settings = {
         "mesh": mesh,
         # what leaves the forward is float32 already, and ids are not to be cast
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
-        "offload_policy": CPUOffloadPolicy() if is_offloaded else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy() if division.is_on_host else OffloadPolicy(),
     }
     for layer in policy.causal_lm.get_decoder().layers:
-        fully_shard(layer, reshard_after_forward=reshards, **settings)
+        fully_shard(layer, reshard_after_forward=not division.keeps_gathered, **settings)
     # embeddings and LM head too: a forward without a backward would leave old weights behind
     fully_shard(policy, reshard_after_forward=True, **settings)
     # losses have their one denominator already: gradients are added, not averaged

@@ -4,7 +4,7 @@ import pytest
 
 from rlhf.config.grpo import GRPOConfig
 from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig
-from rlhf.config.sharding import sharding_from_environment, sharding_problems
+from rlhf.config.sharding import launch_environment, sharding_from_environment, sharding_problems
 
 MODEL = {"model": {"path": "embedded:smollm2-135m-instruct"}, "data": {"type": "arithmetic"}}
 
@@ -28,6 +28,7 @@ MODEL = {"model": {"path": "embedded:smollm2-135m-instruct"}, "data": {"type": "
 )  # fmt: skip
 def test_the_launchers_variables_name_the_method(environment, sharding):
     assert sharding_from_environment(environment) == sharding
+    assert sharding_from_environment(launch_environment(sharding)) == sharding
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw_8bit"])

@@ -124,15 +124,3 @@ def _loop(model: str, run: Run) -> tuple[Any, Callable]:
 
 
 BUILDERS = {"grpo": _grpo, "capo": _capo, "ppo": _ppo, "vpo": _vpo, "optimistic": _optimistic, "loop": _loop}
-
-
-def environment_of(sharding: Sharding) -> dict[str, str]:
-    """What `accelerate launch` sets for it."""
-    if sharding == "fsdp2":
-        return {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    if sharding == "ddp":
-        return {}
-    return {
-        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": sharding[4],
-        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu" if sharding.endswith("offload") else "none",
-    }  # fmt: skip

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.invariants.sharded_runs import LOW_PRECISION, MATRIX, environment_of, weights_after
+from rlhf.config.sharding import launch_environment
+from tests.invariants.sharded_runs import LOW_PRECISION, MATRIX, weights_after
 from tests.processes import run_on_ranks
 from tests.tiny_runs import save_tiny_model
 
@@ -46,7 +47,7 @@ def expected(wide_model, tmp_path_factory):
 
 def on_ranks(sharding: str, model: str, folder: Path, names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
     out = folder / f"{sharding}.safetensors"
-    run_on_ranks(2, SCRIPT, model, folder, out, *names, timeout_s=1500, **environment_of(sharding))
+    run_on_ranks(2, SCRIPT, model, folder, out, *names, timeout_s=1500, **launch_environment(sharding))
     result: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(out).items():
         run, _, name = key.partition("/")
@@ -96,4 +97,4 @@ def test_all_of_the_matrix(sharding, wide_model, tmp_path, expected):
 )
 def test_checkpoints_in_shards_go_on_to_the_bit_and_on_other_ranks(sharding, wide_model, tmp_path):
     for ranks in (2, 3):
-        run_on_ranks(ranks, CHECKPOINTS, wide_model, tmp_path, timeout_s=900, **environment_of(sharding))
+        run_on_ranks(ranks, CHECKPOINTS, wide_model, tmp_path, timeout_s=900, **launch_environment(sharding))

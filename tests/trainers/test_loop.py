@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.config.loop import AverageRewardConfig
 from rlhf.models.packing import TrainingSequence
 from tests.tiny_runs import make_samples, save_tiny_model
 from tests.trainers.restarts import check_restart
@@ -39,6 +40,14 @@ def test_the_other_loop_is_refused_with_both_meanings(name: str) -> None:
 def test_settings_that_cannot_be(gain: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loop_config("x", algorithm={"gain": gain})
+
+
+@pytest.mark.parametrize("preset", ["loop", "loop_token"])
+def test_the_window_stays_where_another_setting_of_the_actor_is_given(preset: str) -> None:
+    plain, changed = (AverageRewardConfig(preset=preset, actor=actor).actor for actor in ({}, {"kappa": 3.0}))
+    assert plain.steps == changed.steps == 4
+    assert changed == plain.model_copy(update={"kappa": 3.0})
+    assert AverageRewardConfig().actor.trace_decay == 0
 
 
 def test_optimism_of_the_other_trainer_is_refused() -> None:

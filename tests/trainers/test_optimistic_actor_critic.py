@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.models.frozen_state_critic import FrozenStateCritic
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import TrainingSequence
@@ -111,6 +112,13 @@ def test_advantages_are_the_frozen_critic_s(truncation: str, decay: float, model
             gains[place] += decay * gains[place + 1]
         expected = [gains[position // 3] for position in range(sample.length)]
         assert sample.advantages == pytest.approx(expected, abs=1e-5)
+
+
+def test_lambda_returns_are_for_values_of_states() -> None:
+    message = r"actor.trace_decay = 0.5, ensemble.target = soft: .*leave it out, or set ensemble.target to expectile"
+    with pytest.raises(ValueError, match=message):
+        OptimisticConfig(preset="nora_token", actor={"trace_decay": 0.5})
+    assert OptimisticConfig().actor.trace_decay == 1
 
 
 def test_what_is_new_falls_and_forces_no_exchange_too_early(model: str, tmp_path: Path) -> None:
