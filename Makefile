@@ -13,7 +13,8 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 RUN := OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 TOKENIZERS_PARALLELISM=false \
        MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 OFFLINE := HF_HUB_OFFLINE=1
-INSTALL := $(UV) pip install -q --python $(BIN)/python
+# images of containers often set PYTHONDONTWRITEBYTECODE, and then every start compiles torch and transformers anew
+INSTALL := $(UV) pip install -q --compile-bytecode --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-gpu demo test test-matrix test-fast lint bench lock

@@ -76,6 +76,8 @@ def learner_plan(
 ) -> MemoryPlan:
     """As `memory_plan`, without the engine that generates."""
     model, parameters = config.model, shape.parameters
+    if not config.algorithm.trains_policy:
+        return _reading_plan(config, shape, division, device)
     trained = shape.lora_parameters(model.lora.rank, model.lora.target_modules) if model.lora else parameters
     items = trained_items(model, config.optimizer, shape, division)
     if config.algorithm.needs_reference_model and not model.lora:
@@ -84,6 +86,22 @@ def learner_plan(
     items += [_activations(config, shape, division.ranks), _head(config, shape, division.ranks, device)]
     start = start_items(model, config.optimizer, shape, division)
     return MemoryPlan(tuple(items), parameters, trained, tuple(start))
+
+
+def _reading_plan(
+    config: Any, shape: ModelShape, division: Division, device: Literal["cpu", "cuda"]
+) -> MemoryPlan:
+    """Of a learner whose policy is never trained: a block's activations are let go when the next one is computed."""
+    model, tokens = config.model, micro_batch_tokens(config, division.ranks)
+    b = BYTES[model.dtype]
+    block = activation_bytes(replace(shape, layers=1), tokens, b, has_checkpointing=False)
+    items = [
+        *frozen_items("policy weights", model.dtype, shape, division),
+        MemoryItem("activations", block, f"{tokens:,} tokens of one micro-batch, 1 block"),
+        _head(config, shape, division.ranks, device),
+    ]
+    loaded = item("the model as it is loaded", shape.parameters * b, f"P x {b}", "host")
+    return MemoryPlan(tuple(items), shape.parameters, 0, (loaded,))
 
 
 def micro_batch_tokens(config: Any, world_size: int) -> int:
@@ -143,8 +161,10 @@ def _head(config: Any, shape: ModelShape, world_size: int, device: str) -> Memor
     b, tokens = BYTES[config.model.dtype], micro_batch_tokens(config, world_size)
     block = min(max(HEAD_BLOCK_BYTES[device], HEAD_BLOCK_TOKENS * shape.vocabulary * b), tokens * shape.vocabulary * b)
     # hidden states and their gradient; the head's own gradient is summed in float32 where the head is trained
-    amount = block + 2 * tokens * shape.hidden * b + (0 if config.model.lora else shape.vocabulary * shape.hidden * 4)
-    return MemoryItem("LM head", amount, "a block of logits, hidden states, float32 sum of the head's gradient")
+    amount, formula = block + 2 * tokens * shape.hidden * b, "a block of logits, hidden states"
+    if config.algorithm.trains_policy and not config.model.lora:
+        amount, formula = amount + shape.vocabulary * shape.hidden * 4, f"{formula}, float32 sum of the head's gradient"
+    return MemoryItem("LM head", amount, formula)
 
 
 def _engine(config: Any, shape: ModelShape, world_size: int, device: str) -> list[MemoryItem]:

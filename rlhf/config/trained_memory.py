@@ -14,7 +14,7 @@ from rlhf.config.optimizer import OptimizerConfig
 from rlhf.config.optimizer_memory import TrainedTensor, residual_bytes, state_bytes, trained_tensors
 
 REDUCE_BUCKET = 500_000_000
-"""Elements that DeepSpeed reduces at a time (its `reduce_bucket_size`, which `configs/accelerate/` leaves as it is)."""
+"""Elements that DeepSpeed reduces at a time (its `reduce_bucket_size`); all that are trained where they are fewer."""
 MOST_REUSED = 500_000_000
 """ZeRO-3 keeps a gathered weight that is used again within 10^9 elements (`stage3_max_reuse_distance`): on the way back
 those of the last half of that."""
@@ -136,26 +136,25 @@ def _stages_1_and_2(
     share = -(-count // alignment) * alignment // division.ranks
     # DeepSpeed copies float32 weights too
     items.append(item("float32 masters", share * 4, _shared("T x 4", division)))
-    largest = max(tensor.numel for tensor in trained)
     if division.sharding == "zero1" and b < 4:
         items += [
             item("gradients", count * 4, "T x 4 (stage 1 sums bfloat16 gradients in a whole float32 one)"),
             item("gradients of a micro-batch", count * b, f"T x {b}"),
-            _bucket(min(count, REDUCE_BUCKET), 4, "reduce bucket", "elements of the gradient at a time"),
+            _reduce_bucket(count, 4),
         ]
     elif division.sharding == "zero1":
         items += [
             item("gradients", count * 4, "T x 4 (divided at the end of an optimizer step only)"),
-            _bucket(REDUCE_BUCKET, 4, "reduce bucket", "elements, whatever the model"),
+            _reduce_bucket(count, 4),
         ]
     else:
         items.append(item("gradients", share * 4, _shared("T x 4", division)))
         if b == 4:
             # added to the others when it is divided; then a group's copy for the step may be as large
             items.append(item("gradients of a micro-batch", share * 4, _shared("T x 4", division)))
-        items.append(_bucket(REDUCE_BUCKET, b, "reduce bucket", "elements, whatever the model"))
-        reduced = min(count, max(REDUCE_BUCKET, largest))
+        items.append(_reduce_bucket(count, b))
         if b < 4:
+            reduced = min(count, max(REDUCE_BUCKET, max(tensor.numel for tensor in trained)))
             items.append(_bucket(reduced, 4, "gradients being reduced", "elements, in float32"))
     items.append(_state(optimizer, trained, lambda tensor: tensor.numel / division.ranks, division))
     return items
@@ -188,7 +187,7 @@ def _stage_3(
     most = max(tensor.numel for tensor in whole)
     gathered = min(all_whole, MOST_REUSED + PREFETCHED + shape.block_parameters + most) - _numel(small)
     items.append(item("gathered weights", gathered * b, f"{gathered:,} x {b}: those that are used again soon"))
-    items.append(_bucket(REDUCE_BUCKET, 4, "reduce bucket", "elements, whatever the model"))
+    items.append(_reduce_bucket(_numel(trained), 4))
     reduced = min(_numel(trained), max(REDUCE_BUCKET, max(tensor.numel for tensor in trained)))
     items.append(_bucket(reduced, 4, "gradients being reduced", "elements, put in the order of the ranks"))
     return items
@@ -206,6 +205,10 @@ def _state(
 def _lost_bits(optimizer: OptimizerConfig, count: int, beside: int, shared: str, place: Place = "device") -> MemoryItem:
     precision = getattr(optimizer, "param_precision", "native")
     return item("lost bits of the weights", count * beside, f"T x {beside} ({precision}){shared}", place)
+
+
+def _reduce_bucket(trained: int, size: int) -> MemoryItem:
+    return _bucket(min(trained, REDUCE_BUCKET), size, "reduce bucket", "elements of the gradient at a time")
 
 
 def _bucket(elements: int, size: int, name: str, what: str) -> MemoryItem:

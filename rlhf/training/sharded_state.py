@@ -4,6 +4,7 @@ State with one element for each of a weight's (moments) is cut as the weight is,
 optimizer keeps otherwise (FRUGAL's selections, blocks of 8 bits) belongs to the shard it was made for.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,16 +44,18 @@ def stretches_of(part: str, weights: Weights) -> Iterator[Stretch]:
                 yield from _cut(f"{part}.{STATE}.{name}/", local, layout)
             else:
                 shape = tuple(value.to_local().shape if isinstance(value, DTensor) else value.shape)
-                yield Stretch(f"{part}.{BOUND}.{rank}.{index}/{name}", shape, 0, local)
+                yield Stretch(f"{_place(part, rank, index, layout)}/{name}", shape, 0, local)
 
 
 @torch.no_grad()
 def load_stretches(part: str, weights: Weights, reader: ShardReader) -> None:
-    """What `stretches_of` gave, perhaps on other ranks. Collective.
+    """What `stretches_of` gave, perhaps on other ranks or in shards of another method. Collective.
 
-    Raises ShardError where something is missing, BoundState where the state is of other ranks.
+    Raises ShardError where something is missing, BoundState where the state belongs to other shards.
     """
-    rank, ranks = rank_of_world()
+    rank, _ = rank_of_world()
+    buffers = list(weights.buffers())
+    places = [_place(part, rank, index, layout) for index, (_, _, layout) in enumerate(buffers)]
     names: dict[str, set[str]] = {}
     bound = []
     for key in sorted(reader.keys()):
@@ -61,13 +64,8 @@ def load_stretches(part: str, weights: Weights, reader: ShardReader) -> None:
             names.setdefault(name, set()).add(kind.removeprefix(f"{part}.{STATE}."))
         elif kind.startswith(f"{part}.{BOUND}."):
             bound.append(key)
-    if bound and reader.ranks != ranks:
-        raise BoundState(
-            f"the checkpoint was written by {reader.ranks} ranks, now there are {ranks}, and its optimizer's state "
-            f"({bound[0].rpartition('/')[2]}) belongs to shards of that size: resume with {reader.ranks} ranks, or "
-            "start a new run from the exported model. AdamW, AdaBelief and AuON can change the number of ranks"
-        )
-    for index, (parameter, flat, layout) in enumerate(weights.buffers()):
+    _check_places(bound, places, part, reader.ranks)
+    for place, (parameter, flat, layout) in zip(places, buffers, strict=True):
         _fill(f"{part}.{WEIGHTS}/", flat, layout, reader)
         state: dict[str, Any] = {}
         for name in sorted(set().union(*(names.get(piece.name, set()) for piece in layout.pieces))):
@@ -79,13 +77,12 @@ def load_stretches(part: str, weights: Weights, reader: ShardReader) -> None:
             values = torch.zeros(flat.numel(), dtype=reader.dtype(prefix + first), device=flat.device)
             _fill(prefix, values, layout, reader)
             state[name] = shaped_like(values, parameter)
-        start = f"{part}.{BOUND}.{rank}.{index}/"
         for key in bound:
-            if key.startswith(start):
+            if key.startswith(f"{place}/"):
                 shape = reader.shape(key)
                 # optimizers look at the elements on this rank, so it need not be a sharded tensor again
                 values = reader.read(key, 0, torch.Size(shape).numel()).view(shape)
-                state[key.removeprefix(start)] = values.to(flat.device)
+                state[key.removeprefix(f"{place}/")] = values.to(flat.device)
         if state:
             weights.optimizer.state[parameter] = state
     weights.publish()
@@ -100,6 +97,26 @@ def load_group_settings(optimizer: torch.optim.Optimizer, saved: list[Mapping[st
     """What `group_settings` gave."""
     for group, settings in zip(optimizer.param_groups, saved, strict=True):
         group.update(settings)
+
+
+def _place(part: str, rank: int, index: int, layout: Pieces) -> str:
+    """Names what is bound to a rank's buffer and what lies in it: ZeRO's stages and FSDP2 cut weights differently."""
+    pieces = [(piece.name, piece.start, piece.numel, piece.offset) for piece in layout.pieces]
+    return f"{part}.{BOUND}.{rank}.{index}.{hashlib.sha256(repr(pieces).encode()).hexdigest()[:16]}"
+
+
+def _check_places(bound: list[str], places: list[str], part: str, written_by: int) -> None:
+    """Raises BoundState where state in the checkpoint belongs to shards that this rank does not have."""
+    rank, ranks = rank_of_world()
+    known = {f"{place}/" for place in places}
+    mine = [key for key in bound if key.startswith(f"{part}.{BOUND}.{rank}.")]
+    if bound and (written_by != ranks or any(key[: key.index("/") + 1] not in known for key in mine)):
+        raise BoundState(
+            f"the checkpoint was written by {written_by} ranks, now there are {ranks}, and its optimizer's state "
+            f"({bound[0].rpartition('/')[2]}) belongs to shards as they were then: resume with {written_by} ranks and "
+            "the same configuration of Accelerate, or start a new run from the exported model. AdamW, AdaBelief and "
+            "AuON can change both"
+        )
 
 
 def _cut(prefix: str, flat: Tensor, layout: Pieces) -> Iterator[Stretch]:

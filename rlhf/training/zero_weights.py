@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf.config.trained_memory import REDUCE_BUCKET
 from rlhf.models.policy import Policy
 from rlhf.optim.layout import Pieces, attached
 from rlhf.optim.zero import attach_zero_layout
@@ -42,8 +43,9 @@ class ZeroWeights:
         self.ranks = rank_of_world()[1]
         self.policy = policy
         is_low = any(parameter.dtype == torch.bfloat16 for parameter in policy.parameters())
+        trained = sum(parameter.numel() for parameter in self.parameters)
         self.engine, *_ = deepspeed.initialize(
-            model=policy, optimizer=build(named_parameters), config=_config(zero, is_low)
+            model=policy, optimizer=build(named_parameters), config=_config(zero, is_low, trained)
         )
         if self.stage == 3:
             # used in the policy's forward, outside of its own module's
@@ -194,7 +196,9 @@ class PartitionedTensors(Mapping[str, Tensor]):
         return len(self.parameters)
 
 
-def _config(zero: Mapping[str, Any], is_low_precision: bool) -> dict[str, Any]:
+def _config(zero: Mapping[str, Any], is_low_precision: bool, trained: int) -> dict[str, Any]:
+    # DeepSpeed allocates its bucket whole: for adapters or a small model it would be the largest thing there is
+    bucket = {"reduce_bucket_size": min(trained, REDUCE_BUCKET)}
     kept = {name: zero[name] for name in FROM_THE_LAUNCH if zero.get(name) not in (None, "auto")}
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -205,5 +209,5 @@ def _config(zero: Mapping[str, Any], is_low_precision: bool) -> dict[str, Any]:
         "bf16": {"enabled": is_low_precision},
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": {"stage": int(zero["stage"])} | kept,
+        "zero_optimization": {"stage": int(zero["stage"])} | bucket | kept,
     }

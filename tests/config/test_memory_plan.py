@@ -127,6 +127,22 @@ def test_adapters_need_no_reference_and_small_states(parse):
     assert "reference policy" not in found and plan.trained_parameters == adapters
 
 
+def test_a_policy_that_is_never_trained_needs_its_weights_and_a_block():
+    from rlhf.config.loading import parse_config
+    from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig
+
+    arguments = ["--model.path", "Qwen/Qwen2.5-0.5B-Instruct", "--data.type", "arithmetic", "--algorithm.preset"]
+    implicit = ["nora_token", "--algorithm.actor.kind", "implicit", "--engine.type", "transformers"]
+    shape = PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"]
+    plan = memory_plan(parse_config(OptimisticActorCriticConfig, [*arguments, *implicit]), shape)
+    trained = memory_plan(parse_config(OptimisticActorCriticConfig, [*arguments, "nora_token"]), shape)
+    found = items(plan)
+    assert set(found) == {"policy weights", "activations", "LM head", "engine weights", "engine key-value cache"}
+    assert found["policy weights"] == 2 * shape.parameters and plan.trained_parameters == 0
+    assert found["activations"] == items(trained)["activations"] / shape.layers
+    assert items(trained)["LM head"] - found["LM head"] == 4 * shape.vocabulary * shape.hidden
+
+
 def test_the_head_never_holds_the_logits_of_a_batch(parse):
     from rlhf.models.head_block import DEFAULT_BLOCK_BYTES, MIN_DEFAULT_TOKENS
 

@@ -85,11 +85,12 @@ def test_a_step_copies_the_largest_group_of_the_optimizer(parse):
         assert found["gradients flattened for the step"] == pytest.approx(4 * elements / 8, abs=4 * 290), optimizer
 
 
-def test_deepspeed_s_bucket_does_not_shrink_with_the_model(parse):
-    config = parse()
-    for shape in (SHAPE, LARGE):
-        assert items(config, Division("zero3", 8), shape)["reduce bucket"] == 4 * REDUCE_BUCKET
-        assert items(config, Division("zero2", 8), shape)["reduce bucket"] == 2 * REDUCE_BUCKET
+def test_deepspeed_s_bucket_is_no_larger_than_what_is_trained(parse):
+    config, adapters = parse(), parse("--model.lora.rank", "8")
+    for shape, elements in ((SHAPE, P), (LARGE, REDUCE_BUCKET)):
+        assert items(config, Division("zero3", 8), shape)["reduce bucket"] == 4 * elements
+        assert items(config, Division("zero2", 8), shape)["reduce bucket"] == 2 * elements
+    assert items(adapters, Division("zero2", 8), LARGE)["reduce bucket"] < 4 * REDUCE_BUCKET / 8
     # a table larger than the bucket is reduced alone
     assert items(config, Division("zero3", 8), LARGE)["gradients being reduced"] == 4 * 152_064 * 8192
     assert items(config, Division("zero3", 8))["gradients being reduced"] == 4 * P

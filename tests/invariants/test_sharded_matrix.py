@@ -96,5 +96,13 @@ def test_all_of_the_matrix(sharding, wide_model, tmp_path, expected):
     "sharding", ["fsdp2", *(pytest.param(s, marks=pytest.mark.matrix) for s in ("zero2", "zero3"))]
 )
 def test_checkpoints_in_shards_go_on_to_the_bit_and_on_other_ranks(sharding, wide_model, tmp_path):
-    for ranks in (2, 3):
-        run_on_ranks(ranks, CHECKPOINTS, wide_model, tmp_path, timeout_s=900, **launch_environment(sharding))
+    for ranks, task in ((2, "write"), (3, "read")):
+        run_on_ranks(ranks, CHECKPOINTS, wide_model, tmp_path, task, timeout_s=900, **launch_environment(sharding))
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize(("before", "after"), [("zero3", "fsdp2"), ("fsdp2", "zero2")])
+def test_checkpoints_in_shards_go_on_in_shards_of_another_method(before, after, wide_model, tmp_path):
+    for sharding, task in ((before, "write"), (after, "read")):
+        run_on_ranks(2, CHECKPOINTS, wide_model, tmp_path, task, timeout_s=900, **launch_environment(sharding))
