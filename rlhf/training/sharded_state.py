@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from rlhf.optim.layout import Pieces, local_flat, shaped_like
 from rlhf.training.build_weights import Weights
-from rlhf.training.collectives import rank_of_world
+from rlhf.training.collectives import maximum, rank_of_world
 from rlhf.training.shard_files import ShardReader, Stretch
 
 WEIGHTS, STATE, BOUND = "weights", "state", "bound"
@@ -64,7 +64,7 @@ def load_stretches(part: str, weights: Weights, reader: ShardReader) -> None:
             names.setdefault(name, set()).add(kind.removeprefix(f"{part}.{STATE}."))
         elif kind.startswith(f"{part}.{BOUND}."):
             bound.append(key)
-    _check_places(bound, places, part, reader.ranks)
+    _check_places(bound, places, part, reader.ranks, buffers[0][1].device)
     for place, (parameter, flat, layout) in zip(places, buffers, strict=True):
         _fill(f"{part}.{WEIGHTS}/", flat, layout, reader)
         state: dict[str, Any] = {}
@@ -105,12 +105,14 @@ def _place(part: str, rank: int, index: int, layout: Pieces) -> str:
     return f"{part}.{BOUND}.{rank}.{index}.{hashlib.sha256(repr(pieces).encode()).hexdigest()[:16]}"
 
 
-def _check_places(bound: list[str], places: list[str], part: str, written_by: int) -> None:
-    """Raises BoundState where state in the checkpoint belongs to shards that this rank does not have."""
+def _check_places(bound: list[str], places: list[str], part: str, written_by: int, device: torch.device) -> None:
+    """Raises BoundState, on all ranks, where state in the checkpoint belongs to shards that one of them does not have.
+    Collective."""
+    if not bound:
+        return
     rank, ranks = rank_of_world()
-    known = {f"{place}/" for place in places}
-    mine = [key for key in bound if key.startswith(f"{part}.{BOUND}.{rank}.")]
-    if bound and (written_by != ranks or any(key[: key.index("/") + 1] not in known for key in mine)):
+    mine = {key.partition("/")[0] for key in bound if key.startswith(f"{part}.{BOUND}.{rank}.")}
+    if written_by != ranks or maximum(len(mine - set(places)), device):
         raise BoundState(
             f"the checkpoint was written by {written_by} ranks, now there are {ranks}, and its optimizer's state "
             f"({bound[0].rpartition('/')[2]}) belongs to shards as they were then: resume with {written_by} ranks and "

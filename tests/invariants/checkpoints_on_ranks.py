@@ -58,8 +58,7 @@ def main(model: str, folder: str, task: str) -> None:
         for name, tensor in weights_of(again).items():
             if task == "write":
                 assert torch.equal(tensor, straight[name]), (run.name, name)
-            # sums in another order are rounded differently, which Adam makes the more of the smaller a gradient is; steps
-            # that begin without moments end ten times as far away
+            # sums in another order are rounded differently, which Adam makes the more of the smaller a gradient is
             distance = float((tensor - straight[name]).norm() / straight[name].norm())
             assert distance < 5e-5, f"{run.name}: {name} differs by {distance:.1e}"
     dist.barrier()
