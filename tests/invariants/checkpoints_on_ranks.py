@@ -1,9 +1,9 @@
 """Run by torchrun with two ranks or three: two steps, a sharded checkpoint, two steps more; and the same from the
 checkpoint.
 
-Arguments: a checkpoint of a model, a folder, and `write` or `read`. Ranks that write leave sharded checkpoints of each
-run there and compare to the bit; others that read, on another number of ranks or in shards of another method, go on
-from those and compare with what the first ended at, where the optimizer's state allows it.
+Arguments: a checkpoint of a model, a folder, and `write`, `other_ranks` or `other_method`. Ranks that write leave
+sharded checkpoints of each run there and compare to the bit; others, on another number of ranks or in shards of another
+method, go on from those and compare with what the first ended at, where the optimizer's state allows it.
 """
 
 import os
@@ -24,6 +24,9 @@ from rlhf.training.sharded_state import BoundState, load_stretches, stretches_of
 from tests.invariants.sharded_runs import Run, make, samples_of
 
 RUNS = (Run("grpo"), Run("grpo", "frugal"), Run("grpo", "auon", lora=True), Run("ppo"))
+CLOSE = {"other_ranks": 1e-5, "other_method": 2e-5}
+"""Distances by norm: sums in another order are rounded differently, which Adam makes the more of the smaller a gradient
+is."""
 SHARES = {2: (slice(0, 3), slice(3, 8)), 3: (slice(0, 3), slice(3, 4), slice(4, 8))}
 
 
@@ -46,7 +49,7 @@ def main(model: str, folder: str, task: str) -> None:
         dist.barrier()
         straight = load_file(place / "end.safetensors")
         again, algorithm = make(run, model, place, sharding)
-        if task == "read" and run.optimizer == "frugal":
+        if task != "write" and run.optimizer == "frugal":
             try:
                 load(again, place)
             except BoundState as error:
@@ -58,9 +61,9 @@ def main(model: str, folder: str, task: str) -> None:
         for name, tensor in weights_of(again).items():
             if task == "write":
                 assert torch.equal(tensor, straight[name]), (run.name, name)
-            # sums in another order are rounded differently, which Adam makes the more of the smaller a gradient is
+                continue
             distance = float((tensor - straight[name]).norm() / straight[name].norm())
-            assert distance < 5e-5, f"{run.name}: {name} differs by {distance:.1e}"
+            assert distance < CLOSE[task], f"{run.name}: {name} differs by {distance:.1e}"
     dist.barrier()
     dist.destroy_process_group()
 

@@ -96,7 +96,7 @@ def test_all_of_the_matrix(sharding, wide_model, tmp_path, expected):
     "sharding", ["fsdp2", *(pytest.param(s, marks=pytest.mark.matrix) for s in ("zero2", "zero3"))]
 )
 def test_checkpoints_in_shards_go_on_to_the_bit_and_on_other_ranks(sharding, wide_model, tmp_path):
-    for ranks, task in ((2, "write"), (3, "read")):
+    for ranks, task in ((2, "write"), (3, "other_ranks")):
         run_on_ranks(ranks, CHECKPOINTS, wide_model, tmp_path, task, timeout_s=900, **launch_environment(sharding))
 
 
@@ -104,5 +104,5 @@ def test_checkpoints_in_shards_go_on_to_the_bit_and_on_other_ranks(sharding, wid
 @pytest.mark.matrix
 @pytest.mark.parametrize(("before", "after"), [("zero3", "fsdp2"), ("fsdp2", "zero2")])
 def test_checkpoints_in_shards_go_on_in_shards_of_another_method(before, after, wide_model, tmp_path):
-    for sharding, task in ((before, "write"), (after, "read")):
+    for sharding, task in ((before, "write"), (after, "other_method")):
         run_on_ranks(2, CHECKPOINTS, wide_model, tmp_path, task, timeout_s=900, **launch_environment(sharding))
