@@ -1,12 +1,11 @@
 """Which option a completion chose: boxes, phrases, values, letters that are words, hostile texts."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.choice import score_choice
+from tests.cpu_time import cpu_seconds
 
 OPTIONS = ("21", "32.5", r"\frac{3}{4}", "45 km", "None of these")
 
@@ -102,9 +101,7 @@ def test_a_gold_letter_that_no_option_has_is_ungradable():
 )
 def test_hostile_texts_end_soon(completion, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    start = time.process_time()
-    score_choice(completion, "C", OPTIONS)
-    assert time.process_time() - start < 2.0
+    assert cpu_seconds(lambda: score_choice(completion, "C", OPTIONS)) < 2.0
     assert not list(tmp_path.iterdir())
 
 

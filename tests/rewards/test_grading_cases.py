@@ -2,13 +2,13 @@
 
 Speed is compared with a peer's in the same run, in `tests/eval/test_grader_bar.py`."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf.rewards import grade
+from tests.cpu_time import cpu_seconds
 
 
 def completion(row: dict[str, Any]) -> str:
@@ -17,24 +17,17 @@ def completion(row: dict[str, Any]) -> str:
     return "".join(text * count for text, count in row["pred_gen"])
 
 
-def judged(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bool, float]]:
-    """Each case with the grader's verdict and the CPU seconds it took."""
-    grade(r"\boxed{\sqrt{2}}", r"\sqrt{3}")  # libraries are loaded once, not in the first case
-    results = []
-    for row in rows:
-        text = completion(row)
-        started = time.thread_time()
-        verdict = grade(text, row["gold"], row.get("prompt"))
-        results.append((row, verdict.outcome == "right", time.thread_time() - started))
-    return results
+def judged(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bool]]:
+    """Each case with the grader's verdict."""
+    return [(row, grade(completion(row), row["gold"], row.get("prompt")).outcome == "right") for row in rows]
 
 
 def test_accuracy_on_clear_cases(rows: Any) -> None:
     clear = [r for r in rows("grading_cases.jsonl") if not r.get("hostile") and not r.get("ambiguous")]
     results = judged(clear)
-    boxed = [(row, right) for row, right, _ in results if "boxed" in completion(row) or "fbox" in completion(row)]
+    boxed = [(row, right) for row, right in results if "boxed" in completion(row) or "fbox" in completion(row)]
     plain = [
-        (row, right) for row, right, _ in results if "boxed" not in completion(row) and "fbox" not in completion(row)
+        (row, right) for row, right in results if "boxed" not in completion(row) and "fbox" not in completion(row)
     ]
     assert len(boxed) > 200 and len(plain) > 20
     assert sum(right == row["expected"] for row, right in boxed) / len(boxed) >= 0.985
@@ -44,9 +37,11 @@ def test_accuracy_on_clear_cases(rows: Any) -> None:
 
 def test_hostile_cases(rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    results = judged([r for r in rows("grading_cases.jsonl") if r.get("hostile")])
-    assert [row["id"] for row, right, _ in results if not row.get("ambiguous") and right != row["expected"]] == []
-    assert max(seconds for _, _, seconds in results) < 1.0
+    hostile = [r for r in rows("grading_cases.jsonl") if r.get("hostile")]
+    wrong = [row["id"] for row, right in judged(hostile) if not row.get("ambiguous") and right != row["expected"]]
+    assert wrong == []
+    for row in hostile:
+        assert cpu_seconds(lambda row=row: judged([row])) < 1.0, row["id"]
     assert list(tmp_path.iterdir()) == [], "a payload ran: it left a file behind"
 
 

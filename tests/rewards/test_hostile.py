@@ -3,13 +3,13 @@
 import asyncio
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rlhf.rewards import grade
+from tests.cpu_time import cpu_seconds
 
 PAYLOADS = [
     'open("graderpwned","w")',
@@ -69,9 +69,8 @@ SIZES = {
 def test_every_size_ends_within_a_second_and_is_not_right(name: str) -> None:
     grade(r"\boxed{\sqrt{2}}", r"\sqrt{3}")  # libraries are loaded once
     for gold in ("5", "x^2 + 1"):
-        started = time.thread_time()
         assert grade(SIZES[name], gold).outcome != "right"
-        assert time.thread_time() - started < 1.0
+        assert cpu_seconds(lambda text=SIZES[name], gold=gold: grade(text, gold)) < 1.0
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)

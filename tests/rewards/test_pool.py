@@ -33,11 +33,13 @@ def test_math_is_graded_in_order_and_a_thousand_samples_take_well_under_a_second
     ]
     with GraderPool(workers=1) as opened:
         opened.map(tasks[:1])
-        started = time.perf_counter()
-        verdicts = opened.map(tasks)
-        seconds = time.perf_counter() - started
+        seconds = []
+        for _ in range(3):  # the shortest: another process may have the core for a while
+            started = time.perf_counter()
+            verdicts = opened.map(tasks)
+            seconds.append(time.perf_counter() - started)
     assert [v.outcome for v in verdicts] == ["right" if i % 3 == 0 else "wrong" for i in range(1000)]
-    assert seconds < 2.0  # 0.2 s on an idle core
+    assert min(seconds) < 2.0  # 0.2 s on an idle core
 
 
 @pytest.mark.parametrize("how", ["sleep", "regex"])

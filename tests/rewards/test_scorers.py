@@ -1,6 +1,5 @@
 """The scorers of generated tasks: exact, and nothing of a completion runs."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from rlhf.data import arithmetic, countdown
 from rlhf.data.types import Prompt
 from rlhf.rewards import score_completion
 from rlhf.rewards.scorers import score_arithmetic, score_countdown
+from tests.cpu_time import cpu_seconds
 
 NUMBERS = [3, 5, 7, 25]
 
@@ -115,10 +115,7 @@ def test_countdown_is_exact_in_fractions() -> None:
 @pytest.mark.parametrize("unit", ["1+", "(", "3*(", "\\boxed{", "<answer>", "=", "\n1+1", "9"])
 def test_a_megabyte_takes_well_under_a_second(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
-    started = time.thread_time()
-    score_countdown(text, NUMBERS, 31)
-    score_arithmetic(text, "31")
-    assert time.thread_time() - started < 2.0
+    assert cpu_seconds(lambda: (score_countdown(text, NUMBERS, 31), score_arithmetic(text, "31"))) < 2.0
 
 
 def test_the_solutions_of_the_generators_are_right() -> None:

@@ -13,7 +13,7 @@ from rlhf.rewards import RewardError, RewardScorer
 from rlhf.rewards.callables import call_all, load_function
 
 FUNCTIONS = """
-import asyncio, math, time
+import asyncio, math, pathlib, time
 calls = []
 def seen(prompts, completions, **kwargs):
     calls.append({"prompts": prompts, "completions": completions, **kwargs})
@@ -23,11 +23,17 @@ def narrow(completions):
 def conversational(prompts, completions, answer, **kwargs):
     return [float(c[0]["content"] == a and c[0]["role"] == "assistant" and p[-1]["role"] == "user")
             for p, c, a in zip(prompts, completions, answer)]
-async def slow_one(completions, **kwargs):
-    await asyncio.sleep(2.0)
+async def until_three_wait():
+    waiting = pathlib.Path(__file__).with_suffix(".waiting")  # the file is a module of its own for each function
+    with waiting.open("a") as file:
+        file.write("x")
+    while len(waiting.read_text()) < 3:
+        await asyncio.sleep(0.01)
+async def wait_one(completions, **kwargs):
+    await until_three_wait()
     return [1.0] * len(completions)
-async def slow_two(completions, **kwargs):
-    await asyncio.sleep(2.0)
+async def wait_two(completions, **kwargs):
+    await until_three_wait()
     return [2.0] * len(completions)
 async def fails_later(completions, **kwargs):
     await asyncio.sleep(0.01)
@@ -147,10 +153,9 @@ def test_none_does_not_count_and_narrow_signatures_get_what_they_take(score: Sco
 
 
 def test_asynchronous_functions_run_at_the_same_time(score: Score, make_sample: Any) -> None:
-    started = time.perf_counter()
-    scored = score(["slow_one", "slow_two", "slow_one"], [make_sample("a"), make_sample("b")])
-    assert time.perf_counter() - started < 5.5  # one after the other they take 6
-    assert [s.rewards for s in scored] == [{"slow_one": 1.0, "slow_two": 2.0, "slow_one_2": 1.0}] * 2
+    """Each returns only when all three wait: one after the other they would reach their time limit."""
+    scored = score(["wait_one", "wait_two", "wait_one"], [make_sample("a"), make_sample("b")])
+    assert [s.rewards for s in scored] == [{"wait_one": 1.0, "wait_two": 2.0, "wait_one_2": 1.0}] * 2
 
 
 def test_arrays_and_truth_values_are_numbers(score: Score, make_sample: Any) -> None:
