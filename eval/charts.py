@@ -12,8 +12,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from eval.intervals import Estimate, over_questions
 from eval.metrics import group, powers_of_two
 from eval.questions import Answer
-from rlhf.training.charts import MUTED, SERIES, STYLE, Drawing, add_legend, canvas, scale_y, to_svg
 from rlhf.training.progress import cut, printable
+from rlhf.training.report.charts import MUTED, SERIES, STYLE, Drawing, add_legend, canvas, scale_y, to_svg
 
 RIGHT, WRONG, UNGRADABLE = SERIES[0], SERIES[1], SERIES[7]
 CURVES = {"pass@": "pass@k", "maj@": "maj@k", "best-of-": "best-of-k"}

@@ -18,9 +18,9 @@ from eval.intervals import Estimate
 from eval.metrics import powers_of_two
 from eval.questions import Answer
 from eval.report_checks import checks
-from rlhf.training.charts import Drawing
-from rlhf.training.page import write_page
 from rlhf.training.progress import duration
+from rlhf.training.report.charts import Drawing
+from rlhf.training.report.page import write_page
 
 Record = Mapping[str, Any]
 

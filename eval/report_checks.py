@@ -7,7 +7,7 @@ from typing import Any
 from eval.intervals import Estimate
 from eval.metrics import accuracy, group
 from eval.questions import Answer
-from rlhf.training.page import Check
+from rlhf.training.report.page import Check
 from rlhf.training.statistics import format_share
 
 Record = Mapping[str, Any]

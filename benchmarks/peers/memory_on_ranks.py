@@ -21,9 +21,9 @@ from rlhf.config.model import ModelConfig
 from rlhf.config.optimizer import OptimizerConfig
 from rlhf.config.sharding import Sharding
 from rlhf.models.packing import TrainingSequence, pack
-from rlhf.training.build_weights import Weights, load_trained_policy, make_weights
 from rlhf.training.launch_checks import check_launch, start_accelerator
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
+from rlhf.training.weights.build import Weights, load_trained_policy, make_weights
 
 MICRO_BATCHES, TOKENS = 2, 4
 NAMES = ("weights", "masters", "state", "gradients", "buckets")

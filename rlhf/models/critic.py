@@ -151,7 +151,6 @@ class DuelingEnsemble(ValueEnsemble):
         advantage_NKm = raw_NKm - (weight_N1m * raw_NKm).sum(-1, keepdim=True)
         return ActionValues(value_NK, value_NK.unsqueeze(-1) + advantage_NKm)
 
-
     @torch.no_grad()
     def prior_advantages(self, prior_hidden_Nd: Tensor, candidate_Nme: Tensor) -> Tensor:
         """What the frozen priors add to A_k, before the mean is taken off, (N, K, m). Equal for copies of a critic."""

@@ -14,17 +14,17 @@ from rlhf.data.offline_episodes import load_offline_samples
 from rlhf.models.packing import TrainingSequence, pack
 from rlhf.models.policy import Policy
 from rlhf.training.algorithm import Critic
-from rlhf.training.average_reward_critic import AverageRewardCritic
-from rlhf.training.build_weights import load_trained_policy
 from rlhf.training.collectives import rank_of_world
-from rlhf.training.coverage import check_coverage
-from rlhf.training.critic_forms import CriticForm, ReferenceReturns, StateValues, TokenValues
-from rlhf.training.critic_learner import CriticLearner
-from rlhf.training.critic_transitions import Transitions, episode_of
-from rlhf.training.fsdp2_weights import whole_tensor
-from rlhf.training.optimistic_critic import OptimisticCritic
+from rlhf.training.critics.average_reward import AverageRewardCritic
+from rlhf.training.critics.coverage import check_coverage
+from rlhf.training.critics.forms import CriticForm, ReferenceReturns, StateValues, TokenValues
+from rlhf.training.critics.learner import CriticLearner
+from rlhf.training.critics.optimistic import OptimisticCritic
+from rlhf.training.critics.reference_reader import ReferenceReader
+from rlhf.training.critics.transitions import Transitions, episode_of
 from rlhf.training.optimizers import keeps_master_copies
-from rlhf.training.reference_reader import ReferenceReader
+from rlhf.training.weights.build import load_trained_policy
+from rlhf.training.weights.fsdp2 import whole_tensor
 
 
 def make_critic(

@@ -14,11 +14,11 @@ from rlhf.rollouts.engine import GuidedEngine
 from rlhf.trainers.optimistic_actor_critic import OptimisticActorCritic
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collectives import sum_numbers
-from rlhf.training.critic_guidance import CriticGuidance, read_guided
-from rlhf.training.critic_transitions import Transitions
+from rlhf.training.critics.guidance import CriticGuidance, read_guided
+from rlhf.training.critics.optimistic import OptimisticCritic
+from rlhf.training.critics.transitions import Transitions
 from rlhf.training.guards import TrainingStopped
 from rlhf.training.learner import Learner
-from rlhf.training.optimistic_critic import OptimisticCritic
 
 
 class DecodeTimeGuidance(OptimisticActorCritic):

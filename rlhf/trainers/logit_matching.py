@@ -18,9 +18,9 @@ from rlhf.trainers.decode_time_guidance import DecodeTimeGuidance
 from rlhf.trainers.optimistic_actor_critic import OptimisticActorCritic
 from rlhf.training.algorithm import Objective
 from rlhf.training.batch import MatchTargets, TrainingSample
-from rlhf.training.critic_transitions import Transitions
+from rlhf.training.critics.optimistic import OptimisticCritic
+from rlhf.training.critics.transitions import Transitions
 from rlhf.training.learner import Learner
-from rlhf.training.optimistic_critic import OptimisticCritic
 
 
 class LogitMatching(OptimisticActorCritic):

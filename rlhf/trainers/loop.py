@@ -3,7 +3,7 @@
 Policy, values and gain are frozen between exchanges, which cost up to the span of the values each. Departures from the
 paper are those of the optimistic actor-critic, and that the greedy policy of the plan is approached: the policy follows
 the plan for `actor.steps` steps after an exchange, under a pull to the reference, and then stands still. What is its
-own is in its critic (`rlhf/training/average_reward_critic.py`); the actors are shared.
+own is in its critic (`rlhf/training/critics/average_reward.py`); the actors are shared.
 """
 
 from rlhf.config.loop import AverageRewardConfig

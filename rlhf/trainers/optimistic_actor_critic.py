@@ -16,9 +16,9 @@ from rlhf.trainers.grpo import PolicyGradient
 from rlhf.trainers.token_advantages import TokenAdvantages, whitened, with_advantages
 from rlhf.training.batch import TrainingSample
 from rlhf.training.collectives import sum_numbers
-from rlhf.training.critic_transitions import REFERENCE_LOGPS, Transitions
+from rlhf.training.critics.optimistic import OptimisticCritic
+from rlhf.training.critics.transitions import REFERENCE_LOGPS, Transitions
 from rlhf.training.learner import Learner
-from rlhf.training.optimistic_critic import OptimisticCritic
 
 
 class OptimisticActorCritic(PolicyGradient):

@@ -22,8 +22,8 @@ from rlhf.training.learner import Learner
 from rlhf.training.progress import ProgressDisplay
 from rlhf.training.recorder import Recorder
 from rlhf.training.run_folder import RunFolder
-from rlhf.training.shard_files import ShardError, ShardReader
-from rlhf.training.sharded_state import BoundState, load_stretches, stretches_of
+from rlhf.training.weights.shard_files import ShardError, ShardReader
+from rlhf.training.weights.sharded_state import BoundState, load_stretches, stretches_of
 
 
 def find_checkpoint(config: RecipeConfig, folder: RunFolder, progress: ProgressDisplay) -> Checkpoint | None:

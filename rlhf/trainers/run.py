@@ -34,7 +34,6 @@ from rlhf.trainers.build_critic import make_critic
 from rlhf.trainers.grpo import PolicyGradient
 from rlhf.trainers.resuming import find_checkpoint, restore
 from rlhf.trainers.resuming import save as save_run
-from rlhf.training.build_weights import load_frozen_policy, load_trained_policy
 from rlhf.training.collectives import gather_lists
 from rlhf.training.dialogue_evaluation import DialogueEvaluator
 from rlhf.training.environment import describe_environment
@@ -46,10 +45,11 @@ from rlhf.training.metrics import Trackers
 from rlhf.training.optimizers import keeps_master_copies
 from rlhf.training.progress import ProgressDisplay
 from rlhf.training.recorder import Recorder, peak_bytes
-from rlhf.training.report import write_report
+from rlhf.training.report.run_report import write_report
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.trainer import GuidingAlgorithm, RolloutAlgorithm, Trainer
 from rlhf.training.weight_sync import sync_weights
+from rlhf.training.weights.build import load_frozen_policy, load_trained_policy
 
 NOT_TRAINED = (
     "the weights in this folder are those that the run began with: with actor.kind implicit no weights are trained. "

@@ -11,8 +11,8 @@ from rlhf.algorithms.token_fields import TokenFields
 from rlhf.training.batch import TrainingSample
 
 if TYPE_CHECKING:
-    from rlhf.training.build_weights import Weights
     from rlhf.training.learner import Learner
+    from rlhf.training.weights.build import Weights
 
 Objective = Callable[[Tensor, Tensor, slice], Tensor]
 

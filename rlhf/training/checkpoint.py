@@ -26,7 +26,7 @@ from rlhf.config.rollouts import SERVER_CONNECTION
 from rlhf.data.sample_json import sample_from_json, sample_to_json
 from rlhf.data.types import Sample
 from rlhf.training.collectives import barrier, gather_lists, rank_of_world
-from rlhf.training.shard_files import PATTERN, Stretch, shard_name, write_shard
+from rlhf.training.weights.shard_files import PATTERN, Stretch, shard_name, write_shard
 
 MANIFEST = "manifest.json"
 # what may differ between a checkpoint's config and the resuming one: it changes neither samples nor gradients

@@ -9,9 +9,9 @@ from torch import Tensor
 from rlhf.optim.buffers import state_buffer
 from rlhf.optim.layout import local_flat, shaped_like
 from rlhf.training.collectives import gather_lists, sum_tensor
-from rlhf.training.fsdp2_weights import whole_tensor
-from rlhf.training.master_weights import MasterWeights
-from rlhf.training.zero_weights import ZeroWeights
+from rlhf.training.weights.fsdp2 import whole_tensor
+from rlhf.training.weights.master import MasterWeights
+from rlhf.training.weights.zero import ZeroWeights
 
 if TYPE_CHECKING:
     from rlhf.training.learner import Learner

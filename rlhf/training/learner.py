@@ -25,17 +25,17 @@ from rlhf.training.algorithm import (
 )
 from rlhf.training.balance import balanced
 from rlhf.training.batch import TrainingSample, group_by_prompt, local_totals, split_minibatches
-from rlhf.training.build_weights import make_weights
 from rlhf.training.collectives import sum_numbers
 from rlhf.training.even_batches import rank_micro_batches
-from rlhf.training.fsdp2_weights import GatheredTensors, copy_whole
 from rlhf.training.guards import NonFiniteGuard, is_stale
 from rlhf.training.learner_state import LearnerState
-from rlhf.training.master_weights import clip_factor
 from rlhf.training.metrics import MetricAverager
 from rlhf.training.micro_batch import micro_batch, screened
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.schedule import learning_rate_factor
+from rlhf.training.weights.build import make_weights
+from rlhf.training.weights.fsdp2 import GatheredTensors, copy_whole
+from rlhf.training.weights.master import clip_factor
 
 
 class Learner:

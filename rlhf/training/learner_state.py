@@ -7,10 +7,10 @@ from torch import Tensor
 
 from rlhf.models.policy import Policy
 from rlhf.training.algorithm import Critic
-from rlhf.training.build_weights import Weights
 from rlhf.training.checkpoint import part_of, prefixed
-from rlhf.training.fsdp2_weights import GatheredTensors, copy_whole
-from rlhf.training.sharded_state import group_settings, load_group_settings
+from rlhf.training.weights.build import Weights
+from rlhf.training.weights.fsdp2 import GatheredTensors, copy_whole
+from rlhf.training.weights.sharded_state import group_settings, load_group_settings
 
 REFERENCE_PREFIX = "reference."
 CRITIC_PREFIX = "critic."

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.data.types import Sample
-from rlhf.training.evaluation_figures import change_between, main_figure
+from rlhf.training.report.evaluation_figures import change_between, main_figure
 from rlhf.training.statistics import intervals_overlap
 
 SPARKS = "▁▂▃▄▅▆▇█"

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from rlhf.config.recipe import RecipeConfig
 from rlhf.data.types import Sample
 from rlhf.training.collectives import gather_lists
-from rlhf.training.evaluation_figures import main_figure
 from rlhf.training.metrics import MetricAverager, Trackers, rollout_metrics, staleness_metrics
 from rlhf.training.progress import ProgressDisplay
+from rlhf.training.report.evaluation_figures import main_figure
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.timing import PhaseTimer
 

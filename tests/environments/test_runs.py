@@ -20,10 +20,10 @@ from rlhf.rollouts.dialogues import Dialogues
 from rlhf.rollouts.requests import make_requests
 from rlhf.training.checkpoint import list_checkpoints
 from rlhf.training.dialogue_evaluation import reward_per_turn
-from rlhf.training.evaluation_figures import change_between, main_figure
 from rlhf.training.metrics import deterministic, rollout_metrics
-from rlhf.training.plots import by_figure, draw_evaluations
 from rlhf.training.progress import accuracy_lines, dialogue_text
+from rlhf.training.report.evaluation_figures import change_between, main_figure
+from rlhf.training.report.plots import by_figure, draw_evaluations
 from tests.environments.sessions import dialogue_samples, own_mask
 from tests.processes import RECIPE, ROOT, output_of, start
 from tests.tiny_runs import EVEN_TOKENS, save_tiny_model, tiny_config

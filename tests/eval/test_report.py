@@ -15,7 +15,7 @@ from eval.__main__ import main
 from eval.questions import Answer
 from eval.report import EXAMPLES, pick_examples
 from rlhf.rewards.grading import grade
-from rlhf.training.page import LONGEST_TEXT
+from rlhf.training.report.page import LONGEST_TEXT
 from rlhf.training.run_folder import json_line
 from tests.eval.result_folders import MAX_TOKENS, answer, page_of, text_of, tokenizer, write_folder
 

@@ -8,7 +8,7 @@ from rlhf.config.rewards import RewardsConfig
 from rlhf.data.types import Prompt, Sample
 from rlhf.rewards import RewardScorer
 from rlhf.training.metrics import rollout_metrics
-from rlhf.training.report import write_report
+from rlhf.training.report.run_report import write_report
 from rlhf.training.run_folder import RunFolder
 
 MEGABYTE = 1_000_000

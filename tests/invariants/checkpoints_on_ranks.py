@@ -19,8 +19,8 @@ from rlhf.config.sharding import sharding_from_environment
 from rlhf.training.checkpoint import Checkpoint, load_checkpoint, save_sharded_checkpoint
 from rlhf.training.launch_checks import start_accelerator
 from rlhf.training.learner import Learner
-from rlhf.training.shard_files import ShardReader
-from rlhf.training.sharded_state import BoundState, load_stretches, stretches_of
+from rlhf.training.weights.shard_files import ShardReader
+from rlhf.training.weights.sharded_state import BoundState, load_stretches, stretches_of
 from tests.invariants.sharded_runs import Run, make, samples_of
 
 RUNS = (Run("grpo"), Run("grpo", "frugal"), Run("grpo", "auon", lora=True), Run("ppo"))

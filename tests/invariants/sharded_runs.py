@@ -15,10 +15,10 @@ from rlhf.trainers.grpo import PolicyGradient
 from rlhf.trainers.logit_matching import follow_critic
 from rlhf.trainers.ppo import ActorCritic
 from rlhf.trainers.vpo import ValueIncentivised
-from rlhf.training.build_weights import load_frozen_policy, load_trained_policy
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.launch_checks import start_accelerator
 from rlhf.training.learner import Learner
+from rlhf.training.weights.build import load_frozen_policy, load_trained_policy
 from tests.invariants.capo_step import capo_config
 from tests.invariants.one_step import one_step_config
 from tests.invariants.ppo_step import ppo_config

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf.optim.parameter_groups import build_param_groups, describe, named_groups, parameter_roles
-from rlhf.training.master_weights import MasterWeights
+from rlhf.training.weights.master import MasterWeights
 
 TINY = dict(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
 

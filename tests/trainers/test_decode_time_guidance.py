@@ -20,7 +20,7 @@ from rlhf.rollouts.requests import make_requests
 from rlhf.trainers.logit_matching import follow_critic
 from rlhf.trainers.run import run
 from rlhf.training.checkpoint import list_checkpoints
-from rlhf.training.critic_guidance import CriticGuidance, read_guided
+from rlhf.training.critics.guidance import CriticGuidance, read_guided
 from rlhf.training.guards import TrainingStopped
 from tests.rollouts.conftest import word_tokenizer
 from tests.tiny_runs import save_tiny_model

@@ -20,9 +20,9 @@ from rlhf.models.embedded import resolve_model_path
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import TrainingSequence, pack
 from rlhf.trainers.build_critic import make_critic
-from rlhf.training.critic_transitions import episode_of, transitions_of
+from rlhf.training.critics.optimistic import OptimisticCritic
+from rlhf.training.critics.transitions import episode_of, transitions_of
 from rlhf.training.learner import Learner
-from rlhf.training.optimistic_critic import OptimisticCritic
 from tests.tiny_runs import save_tiny_model
 from tests.trainers.restarts import check_restart
 from tests.trainers.tiny_critics import make_with_critic, optimistic_config, weights_of

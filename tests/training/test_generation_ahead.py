@@ -22,7 +22,7 @@ from rlhf.training.checkpoint import list_checkpoints, load_checkpoint
 from rlhf.training.guards import TrainingStopped
 from rlhf.training.learner import Learner
 from rlhf.training.metrics import deterministic
-from rlhf.training.report import checks
+from rlhf.training.report.run_report import checks
 from rlhf.training.run_folder import RunFolder
 from tests.tiny_runs import EVEN_TOKENS, make_learner, make_samples, save_tiny_model, tiny_config
 

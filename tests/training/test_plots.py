@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rlhf.training.plots import draw_all, running_mean, series, sparkline
+from rlhf.training.report.plots import draw_all, running_mean, series, sparkline
 
 EVALUATION = {"step": 0, "name": "held_out", "accuracy": 0.3, "low": 0.2, "high": 0.4}
 

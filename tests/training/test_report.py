@@ -9,7 +9,8 @@ import yaml
 from rlhf.config.grpo import GRPOConfig
 from rlhf.data.types import Prompt, Sample, Verdict
 from rlhf.training.environment import describe_environment
-from rlhf.training.report import SAMPLES_PER_GROUP, checks, headline, main, pick_samples, write_report
+from rlhf.training.report.__main__ import main
+from rlhf.training.report.run_report import SAMPLES_PER_GROUP, checks, headline, pick_samples, write_report
 from rlhf.training.run_folder import RunFolder, sample_record
 from rlhf.training.statistics import wilson_interval
 

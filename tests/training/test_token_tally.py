@@ -6,7 +6,7 @@ import yaml
 from rlhf.algorithms.curvature import token_shifts
 from rlhf.algorithms.token_fields import TokenFields
 from rlhf.algorithms.trust_region import TrustRegion
-from rlhf.training.report import write_report
+from rlhf.training.report.run_report import write_report
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.screening import ScreenedStep
 from rlhf.training.token_tally import MOST_REJECTED, TokenTally

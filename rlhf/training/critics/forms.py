@@ -25,7 +25,7 @@ from rlhf.algorithms.value_targets import (
 from rlhf.config.critic_ensemble import EnsembleConfig
 from rlhf.data.seeds import derive_seed
 from rlhf.models.frozen_state_critic import FrozenStateCritic
-from rlhf.training.critic_transitions import Transitions
+from rlhf.training.critics.transitions import Transitions
 
 LEAST_SHARE = 1e-12
 TOKEN_FEATURES = 64

@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from rlhf.training.charts import BAD, MUTED, SERIES, STYLE, Drawing, add_legend, canvas, scale_y, to_svg
-from rlhf.training.evaluation_figures import by_figure, main_figure
+from rlhf.training.report.charts import BAD, MUTED, SERIES, STYLE, Drawing, add_legend, canvas, scale_y, to_svg
+from rlhf.training.report.evaluation_figures import by_figure, main_figure
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -10,9 +10,9 @@ from rlhf.config.model import ModelConfig
 from rlhf.config.sharding import Sharding
 from rlhf.models.loading import load_policy
 from rlhf.models.policy import Policy
-from rlhf.training.fsdp2_weights import Fsdp2Weights, shard
-from rlhf.training.master_weights import BuildOptimizer, MasterWeights
-from rlhf.training.zero_weights import ZeroWeights
+from rlhf.training.weights.fsdp2 import Fsdp2Weights, shard
+from rlhf.training.weights.master import BuildOptimizer, MasterWeights
+from rlhf.training.weights.zero import ZeroWeights
 
 Weights = MasterWeights | ZeroWeights
 """Both have the same methods; see `MasterWeights`."""

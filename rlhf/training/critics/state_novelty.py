@@ -12,7 +12,7 @@ from rlhf.algorithms.switching import information_gains
 from rlhf.config.critic_ensemble import SwitchConfig
 from rlhf.data.seeds import derive_seed
 from rlhf.training.collectives import gather_lists
-from rlhf.training.critic_transitions import Transitions
+from rlhf.training.critics.transitions import Transitions
 
 
 class Counted(NamedTuple):

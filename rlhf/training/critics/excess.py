@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from rlhf.training.collectives import sum_gradients, sum_numbers
-from rlhf.training.critic_forms import CriticForm, Predictions
-from rlhf.training.critic_transitions import Transitions
+from rlhf.training.critics.forms import CriticForm, Predictions
+from rlhf.training.critics.transitions import Transitions
 
 
 def excess(

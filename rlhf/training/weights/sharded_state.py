@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rlhf.optim.layout import Pieces, local_flat, shaped_like
-from rlhf.training.build_weights import Weights
 from rlhf.training.collectives import maximum, rank_of_world
-from rlhf.training.shard_files import ShardReader, Stretch
+from rlhf.training.weights.build import Weights
+from rlhf.training.weights.shard_files import ShardReader, Stretch
 
 WEIGHTS, STATE, BOUND = "weights", "state", "bound"
 

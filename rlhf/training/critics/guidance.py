@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.mirror_descent import guided_logits, mirror_target, with_rest
-from rlhf.training.critic_transitions import REFERENCE_LOGPS, Transitions
-from rlhf.training.optimistic_critic import OptimisticCritic
+from rlhf.training.critics.optimistic import OptimisticCritic
+from rlhf.training.critics.transitions import REFERENCE_LOGPS, Transitions
 
 
 class CriticGuidance:

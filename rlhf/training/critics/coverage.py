@@ -8,7 +8,7 @@ from rlhf.config.critic_ensemble import OfflineConfig
 from rlhf.config.sources import ConfigError
 from rlhf.data.episode_store import quantile
 from rlhf.training.collectives import sum_numbers
-from rlhf.training.optimistic_critic import OptimisticCritic
+from rlhf.training.critics.optimistic import OptimisticCritic
 
 TOP_SHARE = 0.95
 log = logging.getLogger(__name__)

@@ -3,12 +3,10 @@
 `python -m rlhf.training.report RUN_FOLDER` writes it again from what the folder holds.
 """
 
-import argparse
 import heapq
 import itertools
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from rlhf.training.critic_checks import critic_checks
-from rlhf.training.evaluation_figures import by_figure, change_between, main_figure
-from rlhf.training.page import Check, write_page
-from rlhf.training.plots import draw_all, series, sparkline
 from rlhf.training.progress import dialogue_text, duration
+from rlhf.training.report.critic_checks import critic_checks
+from rlhf.training.report.evaluation_figures import by_figure, change_between, main_figure
+from rlhf.training.report.page import Check, write_page
+from rlhf.training.report.plots import draw_all, series, sparkline
 from rlhf.training.run_folder import RunFolder, number
 from rlhf.training.statistics import format_share, intervals_overlap
 
@@ -50,7 +48,7 @@ def write_report(folder: RunFolder | str | Path) -> Path:
     run = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     if not run.used:
         raise FileNotFoundError(f"{run.path} holds no run: expected config.yaml or metrics.jsonl in it")
-    return write_page(run.report, Path(__file__).with_name("report.html.j2"), collect(run))
+    return write_page(run.report, Path(__file__).with_name("run_report.html.j2"), collect(run))
 
 
 def collect(run: RunFolder) -> dict[str, Any]:
@@ -247,19 +245,3 @@ def _metric_rows(metrics: Sequence[Record]) -> list[dict[str, Any]]:
             rows.append({"name": name, "first": values[0], "last": values[-1], "low": min(finite), "high": max(finite),
                          "points": sparkline(values)})
     return rows
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: rebuild a report and print its path."""
-    parser = argparse.ArgumentParser("python -m rlhf.training.report", description="Write a run's HTML report again.")
-    parser.add_argument("run_folder", type=Path, help="the run's folder, e.g. runs/run")
-    try:
-        print(write_report(parser.parse_args(arguments).run_folder))
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.training.page import Check
+from rlhf.training.report.page import Check
 
 Record = Mapping[str, Any]
 

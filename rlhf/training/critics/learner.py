@@ -16,15 +16,15 @@ from rlhf.data.seeds import derive_seed
 from rlhf.models.packing import PackedBatch, TrainingSequence, pack
 from rlhf.models.policy import Policy
 from rlhf.models.value_head import ValueHead
-from rlhf.training.build_weights import Weights, make_weights
 from rlhf.training.checkpoint import part_of, prefixed
 from rlhf.training.collectives import sum_gradients, sum_numbers
 from rlhf.training.even_batches import rank_micro_batches
 from rlhf.training.guards import TrainingStopped
-from rlhf.training.master_weights import clip_factor
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.schedule import learning_rate_factor
-from rlhf.training.sharded_state import group_settings, load_group_settings
+from rlhf.training.weights.build import Weights, make_weights
+from rlhf.training.weights.master import clip_factor
+from rlhf.training.weights.sharded_state import group_settings, load_group_settings
 
 HEAD, TRUNK = "head.", "trunk."
 

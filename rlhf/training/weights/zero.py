@@ -12,7 +12,7 @@ from rlhf.models.policy import Policy
 from rlhf.optim.layout import Pieces, attached
 from rlhf.optim.zero import attach_zero_layout
 from rlhf.training.collectives import rank_of_world, sum_tensor
-from rlhf.training.master_weights import BuildOptimizer
+from rlhf.training.weights.master import BuildOptimizer
 
 FROM_THE_LAUNCH = (
     "offload_optimizer", "offload_param", "overlap_comm", "contiguous_gradients", "reduce_bucket_size",

@@ -23,14 +23,14 @@ from rlhf.data.types import Sample
 from rlhf.models.packing import TrainingSequence
 from rlhf.training.checkpoint import part_of, prefixed
 from rlhf.training.collectives import sum_gradients, sum_numbers
-from rlhf.training.critic_calibration import calibration
-from rlhf.training.critic_excess import excess
-from rlhf.training.critic_forms import CriticForm, Predictions
-from rlhf.training.critic_memory import CriticMemory
-from rlhf.training.critic_transitions import Transitions, episode_of, transitions_of
+from rlhf.training.critics.calibration import calibration
+from rlhf.training.critics.excess import excess
+from rlhf.training.critics.forms import CriticForm, Predictions
+from rlhf.training.critics.memory import CriticMemory
+from rlhf.training.critics.reference_reader import ReferenceReader
+from rlhf.training.critics.state_novelty import StateNovelty
+from rlhf.training.critics.transitions import Transitions, episode_of, transitions_of
 from rlhf.training.guards import TrainingStopped
-from rlhf.training.reference_reader import ReferenceReader
-from rlhf.training.state_novelty import StateNovelty
 
 NETWORKS = ("online", "target", "frozen")
 

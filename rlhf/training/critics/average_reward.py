@@ -21,9 +21,9 @@ from rlhf.algorithms.optimism import Optimism, confidence_set, set_radius
 from rlhf.algorithms.value_targets import end_values
 from rlhf.config.loop import AverageRewardConfig
 from rlhf.training.collectives import sum_gradients, sum_numbers
-from rlhf.training.critic_forms import Predictions
-from rlhf.training.critic_transitions import Transitions
-from rlhf.training.optimistic_critic import OptimisticCritic
+from rlhf.training.critics.forms import Predictions
+from rlhf.training.critics.optimistic import OptimisticCritic
+from rlhf.training.critics.transitions import Transitions
 
 
 class AverageRewardCritic(OptimisticCritic):

@@ -15,7 +15,7 @@ from rlhf.config.division import division_from_environment
 from rlhf.models.policy import Policy
 from rlhf.optim.layout import Pieces, local_flat, pieces_of
 from rlhf.training.collectives import sum_tensor
-from rlhf.training.master_weights import BuildOptimizer, MasterWeights
+from rlhf.training.weights.master import BuildOptimizer, MasterWeights
 
 
 def shard(policy: Policy, device: torch.device, compute_dtype: torch.dtype | None = None) -> None:

@@ -18,7 +18,7 @@ from rlhf.data.token_rewards import own_token_rewards
 from rlhf.data.turns import own_positions
 from rlhf.data.types import Sample
 from rlhf.models.packing import TrainingSequence
-from rlhf.training.reference_reader import ReadCompletion
+from rlhf.training.critics.reference_reader import ReadCompletion
 
 STATES, REFERENCE_LOGPS = "states", "reference_logps"
 CANDIDATE_IDS, CANDIDATE_LOGPS = "candidate_ids", "candidate_logps"
