@@ -78,7 +78,7 @@ class ServerEngineConfig(Section):
     """Longest wait for each request of a weight update, and for running completions to end before it."""
     retry_for_s: float = Field(600.0, ge=0)
     """How long to wait for a server to come back when none is left; then the run ends. Below the time-out of
-    collective operations (30 minutes) if there are several ranks."""
+    collective operations (2 hours) if there are several ranks."""
     retries: int = Field(3, ge=0)
     """How often one completion is asked for again of servers that are well; after that the run ends."""
     heartbeat_s: float = Field(2.0, gt=0)

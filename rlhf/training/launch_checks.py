@@ -1,6 +1,7 @@
 """Launches that would go wrong in silence are refused before a model is loaded."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ REPLICATED = {
 ZERO_INIT = "ACCELERATE_DEEPSPEED_ZERO3_INIT"
 EXPECTED_RANKS = "RLHF_RANKS"
 """Set by launch/*.sh. A launcher that silently runs one process sets no WORLD_SIZE that would show it."""
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""NCCL gives up after 10 minutes otherwise: less than a rank may wait while the main one looks for its servers
+(`engine.retry_for_s`) or writes a large checkpoint. A rank that has died is noticed by the launcher at once."""
 
 
 class LaunchError(RuntimeError):
@@ -33,6 +37,7 @@ def start_accelerator(sharding: Sharding, **settings: Any) -> Accelerator:
     """Accelerate, with the process group that the launch asks for. Without a GPU the ranks are CPU processes, which
     Accelerate does not find out by itself: it would start as many runs of one process."""
     on_cpu = not torch.cuda.is_available()
+    group = InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)
     if sharding.startswith("zero"):
         if os.environ.get(ZERO_INIT) == "true":
             raise LaunchError(
@@ -47,8 +52,8 @@ def start_accelerator(sharding: Sharding, **settings: Any) -> Accelerator:
 
             # an extension for gloo that is built by a compiler for minutes, and that it does without
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            settings["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
-        accelerator = Accelerator(**settings)
+            group = InitProcessGroupKwargs(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        accelerator = Accelerator(**settings, kwargs_handlers=[group])
         # transformers takes the settings that Accelerate leaves it for a wish to divide models while it loads them
         unset_hf_deepspeed_config()
         accelerator.state.deepspeed_plugin.dschf = None
@@ -57,7 +62,7 @@ def start_accelerator(sharding: Sharding, **settings: Any) -> Accelerator:
         # read by Accelerate in other places than its argument too
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         settings["cpu"] = True
-    return Accelerator(**settings)
+    return Accelerator(**settings, kwargs_handlers=[group])
 
 
 def check_launch(accelerator: Accelerator, sharding: Sharding) -> None:

@@ -8,11 +8,12 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
 from rlhf.config.sharding import sharding_from_environment
-from rlhf.training.launch_checks import check_launch, start_accelerator
+from rlhf.training.launch_checks import COLLECTIVE_TIMEOUT, check_launch, start_accelerator
 from tests.invariants.sharded_runs import LOW_PRECISION, MATRIX, UNEVEN_SHARES, weights_after
 
 
@@ -20,6 +21,8 @@ def main(model: str, folder: str, out: str, *names: str) -> None:
     sharding = sharding_from_environment(os.environ)
     accelerator = start_accelerator(sharding)
     check_launch(accelerator, sharding)
+    (backend,) = {dist.group.WORLD._get_backend(torch.device("cpu"))}
+    assert backend.options._timeout == COLLECTIVE_TIMEOUT
     prompts = UNEVEN_SHARES[accelerator.process_index]
     weights = {}
     for run in (*MATRIX, *LOW_PRECISION):

@@ -11,7 +11,9 @@ from tests.invariants.sharded_runs import LOW_PRECISION, MATRIX, weights_after
 from tests.processes import run_on_ranks
 from tests.tiny_runs import save_tiny_model
 
-SCRIPT, CHECKPOINTS = (Path(__file__).with_name(f"{name}_on_ranks.py") for name in ("matrix", "checkpoints"))
+SCRIPT, CHECKPOINTS, RESTART = (
+    Path(__file__).with_name(f"{name}_on_ranks.py") for name in ("matrix", "checkpoints", "restart")
+)
 PER_RANK = ("optimistic", "loop")
 """Their critics keep and draw episodes by rank, so their runs are compared with those of whole models on two ranks."""
 IN_SHORT = {
@@ -70,6 +72,12 @@ def check(sharding: str, model: str, folder: Path, names: list[str], expected) -
 @pytest.mark.parametrize("sharding", IN_SHORT)
 def test_three_steps_in_shards_are_those_of_one_process(sharding, wide_model, tmp_path, expected):
     check(sharding, wide_model, tmp_path, list(IN_SHORT[sharding]), expected)
+
+
+@pytest.mark.slow
+def test_a_policy_that_is_set_back_forgets_what_its_layers_have_gathered(wide_model, tmp_path):
+    environment = launch_environment("fsdp2") | {"FSDP_RESHARD_AFTER_FORWARD": "false"}
+    run_on_ranks(2, RESTART, wide_model, tmp_path, timeout_s=300, **environment)
 
 
 @pytest.mark.slow

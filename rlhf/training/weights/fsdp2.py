@@ -78,6 +78,13 @@ class Fsdp2Weights(MasterWeights):
         for name, master in zip(self.names, self.masters, strict=True):
             if name in values:
                 master.copy_(_placed(values[name], master))
+        self.publish()
+
+    def publish(self) -> None:
+        """Drop what layers have gathered: after a forward without a backward that may be the weights before."""
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def whole(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
         return GatheredTensors(parameters)

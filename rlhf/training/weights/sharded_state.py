@@ -72,7 +72,9 @@ def load_stretches(part: str, weights: Weights, reader: ShardReader) -> None:
             prefix = f"{part}.{STATE}.{name}/"
             first = layout.pieces[0].name
             if reader.shape(prefix + first) == () and layout.pieces[0].shape != ():
-                state[name] = reader.read(prefix + first, 0, 1).reshape(())
+                # torch's fused kernels count steps on the device, all others on the host
+                where = flat.device if _counts_on_device(weights.optimizer) else "cpu"
+                state[name] = reader.read(prefix + first, 0, 1).reshape(()).to(where)
                 continue
             values = torch.zeros(flat.numel(), dtype=reader.dtype(prefix + first), device=flat.device)
             _fill(prefix, values, layout, reader)
@@ -97,6 +99,10 @@ def load_group_settings(optimizer: torch.optim.Optimizer, saved: list[Mapping[st
     """What `group_settings` gave."""
     for group, settings in zip(optimizer.param_groups, saved, strict=True):
         group.update(settings)
+
+
+def _counts_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
 
 
 def _place(part: str, rank: int, index: int, layout: Pieces) -> str:
