@@ -180,6 +180,8 @@ class AuONConfig(_OwnOptimizer):
     """Learning rate of embeddings, head, norms and biases; none given: `lr`."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """Decay rates of AdamW's moments for the rest."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's for the rest: added to the root of its second moment."""
 
 
 class MuonConfig(Section):
