@@ -100,8 +100,9 @@ def path_residuals(
     reward_AK = reward_A.unsqueeze(1) if reward_A.dim() == 1 else reward_A
     # differences of sums over a whole batch: float64
     total_AK = F.pad((reward_AK - advantage_AK).double().cumsum(0), (0, 0, 1, 0))
-    begin_A = torch.arange(len(reward_A), device=reward_A.device)
-    stop_A = (actions.last_action_B + 1).to(begin_A.device)[actions.sequence_A]
+    # indices stay where the view is: those on the CPU reach into tensors of any device
+    begin_A = torch.arange(len(reward_A), device=actions.sequence_A.device)
+    stop_A = (actions.last_action_B + 1)[actions.sequence_A]
     if span is not None:
         stop_A = torch.minimum(begin_A + span, stop_A)
     # action index + number of the completion = state index

@@ -154,10 +154,11 @@ class ActorConfig(Section):
     frozen values as a baseline; 0: to the next state's value, as in the paper; between them, lambda-returns."""
     reset: Literal["jump", "target", "hard", "none"] = "jump"
     """At an exchange: jump, the new goal at full strength; target, from the reference on again, step by step; hard, and
-    the weights go back to the reference's too; none, the old goals stay (for comparison)."""
+    the weights go back to the reference's too, so that pg learns again from the next step on; none, the old goals stay
+    (for comparison)."""
     schedule: Literal["saturate", "anytime", "theory"] = "saturate"
     """How kappa grows with steps since the exchange: linearly over `saturation` steps; with the square root; by the
-    bound's rate, which is far too slow."""
+    bound's rate for 1000 steps, which is far too slow."""
     kappa: float = Field(20.0, gt=0)
     """The most that the goal leans on values, in nats for a whole unit of value. With pg the pull to the reference has
     the coefficient 1 / kappa."""

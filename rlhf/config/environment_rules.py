@@ -90,13 +90,19 @@ def _actions(config: Any) -> list[str]:
 
 
 def _critic(config: Any) -> list[str]:
-    critic = getattr(config.algorithm, "critic", None)
-    if critic is None or critic.bounds is None or not isinstance(config.environment, NumberGuessingEnvironmentConfig):
+    if not isinstance(config.environment, NumberGuessingEnvironmentConfig):
         return []
+    algorithm, problems = config.algorithm, []
+    bounds_of: dict[str, tuple[tuple[float, float] | None, str]] = {}
+    if algorithm.type == "ppo":
+        bounds_of["critic"] = (algorithm.critic.bounds, ", or to null")
+    if algorithm.type == "optimistic_actor_critic":
+        bounds_of["actions"] = (algorithm.actions.bounds, "")
     most = environment_weight(config.rewards) * config.environment.turns
-    if most <= critic.bounds[1]:
-        return []
-    return [
-        f"algorithm.critic.bounds = {list(critic.bounds)}, and a session of {config.environment.turns} turns can earn "
-        f"{most:g}: set algorithm.critic.bounds to [{critic.bounds[0]:g}, {most:g}], or to null"
-    ]
+    for name, (bounds, otherwise) in bounds_of.items():
+        if bounds is not None and most > bounds[1]:
+            problems.append(
+                f"algorithm.{name}.bounds = {list(bounds)}, and a session of {config.environment.turns} turns can earn "
+                f"{most:g}: set algorithm.{name}.bounds to [{bounds[0]:g}, {most:g}]{otherwise}"
+            )
+    return problems

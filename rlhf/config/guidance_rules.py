@@ -33,24 +33,6 @@ def guided_algorithm_problems(algorithm: Any) -> list[str]:
             f"{IMPLICIT} with actor.reset = none: old critics are not kept, so there are no old goals; set actor.reset "
             "to jump or target"
         )
-    if actor.replay_episodes:
-        problems.append(
-            f"actor.replay_episodes = {actor.replay_episodes} with {IMPLICIT}: the actor learns from no states; set it "
-            "to 0"
-        )
-    if algorithm.sync.when == "switch" and actor.reset == "target":
-        problems.append(
-            f"sync.when = switch with {IMPLICIT} and actor.reset = target: kappa would never grow; set actor.reset to "
-            "jump, or sync.when to phase"
-        )
-    given = {
-        "entropy_coefficient": algorithm.entropy_coefficient, "mask_truncated": algorithm.mask_truncated,
-        "whiten": algorithm.whiten, "mismatch.level": algorithm.mismatch.level != "off",
-    }  # fmt: skip
-    problems += [
-        f"{name} changes the policy's loss, and with {IMPLICIT} there is none: leave it out"
-        for name, is_set in given.items() if is_set
-    ]  # fmt: skip
     return problems
 
 

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from rlhf.config.actor_rules import actor_problems, kept_state_problems
 from rlhf.config.algorithm import KLConfig, PolicyGradientConfig
 from rlhf.config.critic_ensemble import (
     ActionViewConfig,
@@ -18,6 +19,8 @@ from rlhf.config.grpo import GRPOConfig
 from rlhf.config.guidance_rules import guided_algorithm_problems, guided_run_problems
 
 CLIPPED = dict(loss="clip", importance="token", denominator="token")
+MOST_TEMPERATURES = 25
+"""What a share of 1e-12 of the largest return's weight stands for, nearly."""
 PESSIMIST = {"optimism": {"kind": "none"}, "ensemble": {"prior_scale": 0.0, "initial_share": 0.02}}
 TOKENS = {"actions": {"view": "token"}, "actor": {"kind": "logit_match"}}
 OPTIMISTIC_PRESETS: dict[str, dict[str, Any]] = {
@@ -98,24 +101,12 @@ class OptimisticConfig(PolicyGradientConfig):
 
     @model_validator(mode="after")
     def _refuse_what_does_not_go_together(self) -> "OptimisticConfig":
-        ensemble, view, actor = self.ensemble, self.actions.view, self.actor
-        problems = guided_algorithm_problems(self)
+        ensemble, view = self.ensemble, self.actions.view
+        problems = [*guided_algorithm_problems(self), *actor_problems(self)]
         if ensemble.values_tokens and view != "token":
             problems.append(
                 f"ensemble.target = {ensemble.target} needs actions.view token: chunks and turns cannot be enumerated; "
                 "set target to expectile"
-            )
-        if actor.kind == "logit_match" and not ensemble.values_tokens:
-            problems.append(
-                f"actor.kind = logit_match with ensemble.target = {ensemble.target}: there are no values of tokens to "
-                "match; set actor.kind to pg, or use actions.view token with target soft or max"
-            )
-        if actor.kind == "pg" and self.sync.when == "switch" and actor.reset not in ("jump", "hard"):
-            problems.append("sync.when = switch: the policy learns once an exchange, at full strength; reset by jump")
-        if ensemble.values_tokens and 0 < actor.trace_decay < 1:
-            problems.append(
-                f"actor.trace_decay = {actor.trace_decay:g}, ensemble.target = {ensemble.target}: tokens' values are "
-                "compared with each other, not with what followed; leave it out, or set ensemble.target to expectile"
             )
         if self.preset == "noah" and self.offline.path is None:
             problems.append("preset noah stands on offline episodes: give offline.path, or use non_optimistic")
@@ -126,9 +117,31 @@ class OptimisticConfig(PolicyGradientConfig):
                 "optimism.kind = elliptic is of states that actions led to, which those that were not taken have not: "
                 "use it with ensemble.target expectile, or choose ucb"
             )
+        if ensemble.target == "mc_ref":
+            problems += self._reference_return_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _reference_return_problems(self) -> list[str]:
+        tau, (low, high), problems = self.ensemble.temperature, self.actions.bounds, []
+        if self.offline.path is not None:
+            problems.append(
+                "ensemble.target = mc_ref is a mean over the reference's own completions, which those of offline.path "
+                "are not: leave offline out, or set ensemble.target to expectile"
+            )
+        if self.optimism.kind == "elliptic":
+            problems.append(
+                "optimism.kind = elliptic adds to rewards, and ensemble.target = mc_ref learns returns: choose ucb, or "
+                "set ensemble.target to expectile"
+            )
+        if high - low > MOST_TEMPERATURES * tau:
+            problems.append(
+                f"ensemble.temperature = {tau:g} with actions.bounds = {[low, high]} and target mc_ref: exp(return / "
+                f"temperature) is lost in rounding over more than {MOST_TEMPERATURES} temperatures; set it to at least "
+                f"{(high - low) / MOST_TEMPERATURES:.3g}"
+            )
+        return problems
 
 
 class OptimisticActorCriticConfig(GRPOConfig):
@@ -146,7 +159,7 @@ class OptimisticActorCriticConfig(GRPOConfig):
         return self
 
     @model_validator(mode="after")
-    def _refuse_what_trains_a_guided_policy(self) -> "OptimisticActorCriticConfig":
-        if problems := guided_run_problems(self):
+    def _refuse_what_the_actor_does_not_use(self) -> "OptimisticActorCriticConfig":
+        if problems := [*guided_run_problems(self), *kept_state_problems(self)]:
             raise ValueError("\n".join(problems))
         return self

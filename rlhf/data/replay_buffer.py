@@ -84,8 +84,9 @@ class ReplayBuffer:
         """Store what the policy wrote; returns what had to leave for it. Raises ValueError as `EpisodeStore.add`."""
         return self.online.add(episodes)
 
-    def batch(self, step: int, size: int) -> Batch:
-        """`size` episodes for critic step `step`. An empty store's part comes from the other one.
+    def batch(self, step: int, size: int, purpose: str = "") -> Batch:
+        """`size` episodes for critic step `step`; others for another `purpose`. An empty store's part comes from the
+        other one.
 
         Within each part no episode is drawn twice before every one has been; the halves of the online part are drawn
         independently, so that one episode can be in both.
@@ -108,7 +109,7 @@ class ReplayBuffer:
         drawn = [
             episodes[index]
             for name, (episodes, count) in parts.items()
-            for index in self._draw(step, name, len(episodes), count)
+            for index in self._draw(step, purpose + name, len(episodes), count)
         ]
         return Batch(drawn, offline)
 

@@ -91,6 +91,7 @@ def candidate_logps(policy: Policy, batch: Transitions) -> Tensor:
     # one more token, so that there is a state behind the last
     longer = [TrainingSequence(s.prompt_ids, (*s.completion_ids, s.completion_ids[-1])) for s in batch.sequences]
     packed = pack(longer).to(batch.state_SD.device)
+    policy.eval()  # adapters have dropout
     found = policy(packed, candidate_id_Nm=batch.candidate_id_Sm).candidate_logp_Nm
     return found.masked_fill(batch.candidate_logp_Sm.isneginf(), -float("inf"))
 

@@ -5,6 +5,8 @@ step's rollouts, kept ones of the newest epoch, and offline ones (eq. 5.1 of mir
 logit matching as in Lin, Asad, Tan et al., "Optimistic actor-critic with parametric policies", AISTATS 2026).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ class LogitMatching(OptimisticActorCritic):
     the rest of the vocabulary, the mean over the step's tokens."""
 
     has_ratio = False
+    learns_from_any_policy = True
 
     def __init__(self, config: OptimisticConfig, samples_per_prompt: int) -> None:
         super().__init__(config, samples_per_prompt)
@@ -67,8 +70,10 @@ class LogitMatching(OptimisticActorCritic):
         if not is_learning or fresh is None:
             return [TrainingSample(sample, 0.0, counted=False, learned=False) for sample in samples]
         matched = iter(self._targets(fresh, critic))
+        # in the step of a hard reset the samples are of the policy that was left, and have no ratio to this one
+        is_left = self.mirror.reloads_reference and not critic.controller.since_switch
         batch = [
-            TrainingSample(sample, 0.0, match=next(matched)) if sample.completion_ids
+            TrainingSample(_undrawn(sample) if is_left else sample, 0.0, match=next(matched)) if sample.completion_ids
             else TrainingSample(sample, 0.0, counted=False, learned=False)
             for sample in samples
         ]  # fmt: skip
@@ -96,13 +101,18 @@ class LogitMatching(OptimisticActorCritic):
 
 
 def _sample_of(episode: Episode) -> Sample:
-    """An episode that nobody drew in this step: its log-probs are NaN."""
+    """A kept episode."""
     prompt = Prompt(episode.prompt_id, tuple(episode.prompt_ids.tolist()), "")
-    ids = tuple(episode.token_ids.tolist())
-    return Sample(
-        prompt, 0, ids, (float("nan"),) * len(ids), "length" if episode.truncated else "stop",
-        episode.policy_version, 0, reward=episode.episode_return,
+    drawn = Sample(
+        prompt, 0, tuple(episode.token_ids.tolist()), tuple(episode.logps.tolist()),
+        "length" if episode.truncated else "stop", episode.policy_version, 0, reward=episode.episode_return,
     )  # fmt: skip
+    return _undrawn(drawn)
+
+
+def _undrawn(sample: Sample) -> Sample:
+    """As of nobody's drawing, for the policy that learns from it did not draw it: its log-probs are NaN."""
+    return replace(sample, logps=(float("nan"),) * len(sample.logps))
 
 
 def follow_critic(config: OptimisticConfig, samples_per_prompt: int) -> OptimisticActorCritic:

@@ -27,6 +27,7 @@ class OptimisticActorCritic(PolicyGradient):
     critic. The policy never sees the critic that is learning, and the critic never sees the policy."""
 
     config: OptimisticConfig
+    learns_from_any_policy = False
 
     def __init__(self, config: OptimisticConfig, samples_per_prompt: int) -> None:
         super().__init__(config, samples_per_prompt)
@@ -86,8 +87,10 @@ class OptimisticActorCritic(PolicyGradient):
         step of the exchange alone."""
         if self.config.sync.when == "switch":
             return is_exchanged
-        window = self.config.actor.steps
-        return critic.epoch > 0 and (window is None or critic.controller.since_switch < window)
+        window, since = self.config.actor.steps, critic.controller.since_switch
+        # what was sampled in the step of a hard reset is of a policy that is no more
+        first = int(self.mirror.reloads_reference and not self.learns_from_any_policy)
+        return critic.epoch > 0 and since >= first and (window is None or since < first + window)
 
     def _policy_moves(self, critic: OptimisticCritic, is_learning: bool, is_exchanged: bool) -> bool:
         return is_learning or (is_exchanged and self.mirror.reloads_reference)
@@ -120,17 +123,18 @@ class OptimisticActorCritic(PolicyGradient):
 
     def _told(self, fresh: Transitions | None, critic: OptimisticCritic, learner: Learner) -> dict[str, float]:
         """What the frozen critic promised of the prompts, and what came of them."""
-        names = ("completions", "states", "value", "return", "below", "pinned", "spread")
-        sums, best = dict.fromkeys(names, 0.0), critic.settings.value_bounds[1]
+        names = ("completions", "states", "value", "return", "below", "pinned", "spread", "outside")
+        sums, (worst, best) = dict.fromkeys(names, 0.0), critic.settings.value_bounds
         if fresh is not None:
             guidance = critic.guidance(fresh)
             first_B, outcome_B = guidance.value_S[fresh.view.first_state_B], critic.outcome(fresh)
-            edge = 0.01 * (best - critic.settings.value_bounds[0])
+            edge = 0.01 * (best - worst)
             sums = {
                 "completions": float(len(first_B)), "states": float(len(guidance.spread_S)),
                 "value": float(first_B.sum()), "return": float(outcome_B.sum()),
                 "below": float((first_B < outcome_B).sum()), "pinned": float((first_B > best - edge).sum()),
                 "spread": float(guidance.spread_S.sum()),
+                "outside": float(((outcome_B < worst - edge) | (outcome_B > best + edge)).sum()),
             }  # fmt: skip
         totals = sum_numbers(sums, learner.device)
         count = max(totals["completions"], 1.0)
@@ -139,6 +143,7 @@ class OptimisticActorCritic(PolicyGradient):
             "critic/optimism_gap": (totals["value"] - totals["return"]) / count,
             "critic/optimism_violations": totals["below"] / count,
             "critic/pinned_at_bound": totals["pinned"] / count,
+            "critic/outside_bounds": totals["outside"] / count,
             "critic/spread": totals["spread"] / max(totals["states"], 1.0),
         }
 

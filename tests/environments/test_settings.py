@@ -16,6 +16,7 @@ from rlhf.config.lengths import most_completion_tokens, most_own_tokens
 from rlhf.config.memory_plan import memory_plan, micro_batch_tokens
 from rlhf.config.mining import MiningConfig
 from rlhf.config.model_shapes import find_shape
+from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig
 from rlhf.config.ppo import PPOConfig
 from rlhf.config.rules import longest_sequence
 from rlhf.config.vpo import VPOConfig
@@ -66,6 +67,8 @@ def test_refused_by_recipes_that_learn_from_single_answers() -> None:
         MiningConfig.model_validate({"model": {"path": "x"}, "data": GAME})
     with pytest.raises(ValueError, match=r"can earn 8: set algorithm.critic.bounds to \[0, 8\]"):
         config_of(PPOConfig)
+    with pytest.raises(ValueError, match=r"can earn 8: set algorithm.actions.bounds to \[0, 8\]"):
+        config_of(OptimisticActorCriticConfig, algorithm={"actions": {"view": "turn"}})
 
 
 def test_the_page_s_example_is_one() -> None:

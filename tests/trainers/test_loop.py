@@ -10,7 +10,14 @@ from rlhf.config.loop import AverageRewardConfig
 from rlhf.models.packing import TrainingSequence
 from tests.tiny_runs import make_samples, save_tiny_model
 from tests.trainers.restarts import check_restart
-from tests.trainers.tiny_critics import completion_of, loop_config, make_with_critic, next_step, weights_of
+from tests.trainers.tiny_critics import (
+    completion_of,
+    loop_config,
+    make_with_critic,
+    next_step,
+    record_batches,
+    weights_of,
+)
 
 SAMPLES = make_samples()
 
@@ -98,6 +105,41 @@ def test_the_member_with_the_highest_gain_in_the_set_is_planned_with(model: str,
     assert critic.metrics["gain/members_in_set"] == 3
     batch = critic.read(filled)
     assert torch.equal(critic.guidance(batch).value_S, critic.frozen(batch.state_SD)[:, 2])
+
+
+def test_every_step_of_a_plan_draws_its_own_episodes(model: str, tmp_path: Path, monkeypatch) -> None:
+    settings = {"plan": {"kind": "bonus", "steps": 6}, "ensemble": {"episodes": 4}}
+    critic = make_with_critic(loop_config(model, algorithm=settings), tmp_path)[0].critic
+    critic.learn(critic.read([sample for sample in SAMPLES if sample.completion_ids]))
+    drawn = record_batches(critic, monkeypatch)
+    assert critic.exchange()
+    assert len(drawn) == len(set(drawn)) == 6
+
+
+@pytest.mark.parametrize("kind", ["argmax_J", "bonus"])
+def test_the_learning_critic_is_judged_at_its_own_gain(kind: str, model: str, tmp_path: Path) -> None:
+    """Its values are those of its members' gains: at the gain of the plan before, one that fits exactly seems to be
+    wrong by N times the squared difference."""
+    settings = {
+        "plan": {"kind": kind}, "ensemble": {"members": 4, "expectile": 0.5, "bootstrap": 1.0},
+        "switch": {"kind": "excess", "tolerance": 1e-3, "held_out": 0.3, "refit_steps": 30, "max_steps": 99},
+    }  # fmt: skip
+    critic = make_with_critic(loop_config(model, algorithm=settings), tmp_path)[0].critic
+    batch = critic.read([sample for sample in SAMPLES if sample.completion_ids])
+    critic.learn(batch)
+    critic.gain_K = torch.tensor([0.4, 0.5, 0.3, 0.4], dtype=torch.float64)
+    member, gain = (1, 0.5) if kind == "argmax_J" else (None, 0.4)
+    assert critic._plan_of(critic.online) == (member, pytest.approx(gain))
+    assert critic._plan_of(critic.frozen) == ((0, 0.0) if kind == "argmax_J" else (None, 0.0))
+    expected_A1 = batch.reward_A[:, None] - gain * critic.cost(batch.view)[:, None]
+    assert torch.allclose(critic._guide_rewards(critic.online, batch), expected_A1)
+    value_SK = critic.online(batch.state_SD).detach()
+    value_S1 = value_SK.mean(1, keepdim=True) if member is None else value_SK[:, 1:2]
+    assert torch.equal(critic._guide(critic.online, batch).value_SK, value_S1)
+    critic.actions = 10_000
+    at_its_own = critic._excess(critic.online)
+    critic.planned_gain = 0.9
+    assert critic._excess(critic.online) == at_its_own, "whatever is planned with now"
 
 
 def test_advantages_pay_for_what_an_action_costs(model: str, tmp_path: Path) -> None:

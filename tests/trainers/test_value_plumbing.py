@@ -25,7 +25,7 @@ from rlhf.training.critics.transitions import episode_of, transitions_of
 from rlhf.training.learner import Learner
 from tests.tiny_runs import save_tiny_model
 from tests.trainers.restarts import check_restart
-from tests.trainers.tiny_critics import make_with_critic, optimistic_config, weights_of
+from tests.trainers.tiny_critics import make_with_critic, optimistic_config, record_batches, weights_of
 from tests.trainers.tiny_language import VOCABULARY, as_of, save_tiny_language, sentences, token_config
 
 
@@ -224,11 +224,38 @@ def test_resets(reset: str, kappas: list[float], restarts: bool, model: str, tmp
     assert found == kappas
 
 
+def test_a_policy_gradient_does_not_learn_from_the_policy_that_a_hard_reset_left(model: str, tmp_path: Path) -> None:
+    config = token_config(
+        model, "nora", actor={"reset": "hard", "saturation": 4, "steps": 1}, switch={"nats": 1e9, "max_steps": 3},
+        actions={"chunk_tokens": 3},
+    )  # fmt: skip
+    learner, algorithm = make_with_critic(config, tmp_path)
+    learned, synced = [], []
+    for step in range(6):
+        learner.update(algorithm.prepare(sentences(version=step), learner), algorithm, step + 1)
+        learned.append(bool(learner.critic.metrics["actor/learns"]))
+        synced.append(algorithm.should_sync())
+    # exchanges in the third and the sixth step
+    assert learned == [False, False, False, True, False, False]
+    assert synced == [False, False, True, True, False, True], "and the engine gets the reference's weights at once"
+
+
+def test_the_step_of_a_hard_reset_has_no_ratio_to_the_policy_that_was_left(model: str, tmp_path: Path) -> None:
+    config = token_config(model, actor={"reset": "hard"}, switch={"nats": 1e9, "max_steps": 2})
+    learner, algorithm = make_with_critic(config, tmp_path)
+    ratios = [
+        learner.update(algorithm.prepare(sentences(version=step), learner), algorithm, step + 1)
+        for step in range(3)
+    ][1:]  # fmt: skip
+    reset, after = (metrics["policy/engine_ratio_mean"] for metrics in ratios)
+    assert reset == 1 and after != 1, "sentences are drawn by no policy: their ratio to one is anything"
+
+
 @pytest.mark.parametrize("reset", ["target", "none"])
 def test_the_pull_of_a_policy_gradient_is_one_over_kappa(reset: str, model: str, tmp_path: Path) -> None:
     config = token_config(
-        model, "nora", actor={"reset": reset, "saturation": 4}, switch={"nats": 1e9, "max_steps": 2},
-        actions={"chunk_tokens": 3},
+        model, "nora", actor={"reset": reset, **({"saturation": 4} if reset == "target" else {})},
+        switch={"nats": 1e9, "max_steps": 2}, actions={"chunk_tokens": 3},
     )  # fmt: skip
     learner, algorithm = make_with_critic(config, tmp_path)
     for step in range(2):
@@ -266,6 +293,16 @@ def test_an_excess_exchange_needs_a_better_critic(model: str, tmp_path: Path) ->
     refusals = critic.controller.refusals
     critic.exchange()
     assert critic.controller.refusals == refusals + 1 and torch.equal(weights_of(critic.frozen), frozen)
+
+
+def test_every_step_of_a_refit_draws_its_own_episodes(model: str, tmp_path: Path, monkeypatch) -> None:
+    switch = {"kind": "excess", "tolerance": 1e9, "refit_steps": 6, "held_out": 0.2, "max_steps": 99}
+    config = token_config(model, switch=switch, ensemble={"target": "soft", "path_spans": [], "episodes": 4})
+    critic = make_with_critic(config, tmp_path)[0].critic
+    critic.learn(critic.read(sentences(24)))
+    drawn = record_batches(critic, monkeypatch)
+    critic.exchange()
+    assert len(drawn) == len(set(drawn)) == 6
 
 
 @pytest.mark.parametrize("kind", ["elliptic", "mex", "max_in_set", "lme", "infogain"])
@@ -345,11 +382,28 @@ def test_the_critic_is_made_for_what_it_is_asked(model: str, tmp_path: Path) -> 
         (dict(preset="noah"), "give offline.path"),
         (dict(preset="nora_hybrid"), "give offline.path"),
         (dict(preset="nora", ensemble={"path_spans": [8]}), "path consistency holds between soft values"),
-        (dict(preset="nora", sync={"when": "switch"}, actor={"reset": "target"}), "reset by jump"),
+        (dict(preset="nora", sync={"when": "switch"}, actor={"reset": "target"}), "set actor.reset to jump"),
+        (dict(preset="nora", sync={"when": "switch"}, actor={"reset": "hard"}), "kappa would never grow"),
+        (dict(preset="nora_paper", sync={"when": "switch"}), "actor.reset = target: kappa would never grow"),
+        (dict(preset="nora", actor={"replay_episodes": 4}), "actor.kind = pg: it learns from no kept states"),
+        (dict(preset="nora", actor={"reset": "none", "kappa": 3.0}), "actor.kappa: a policy gradient that is never"),
+        (dict(preset="nora_token", mask_truncated=True), "mask_truncated changes the policy's loss"),
+        (dict(preset="nora_token", entropy_coefficient=0.1), "entropy_coefficient changes the policy's loss"),
+        (dict(preset="nora_token", clip_high=0.3), "clip_high changes the policy's loss"),
+        (dict(preset="nora_token", mismatch={"level": "token"}), "mismatch.level changes the policy's loss"),
+        (dict(preset="nora_token", whiten=True), "whiten changes the policy's loss"),
+        (dict(preset="nora", ensemble={"target": "mc_ref"}, offline={"path": "x.jsonl"}), "leave offline out"),
+        (dict(preset="nora", ensemble={"target": "mc_ref"}, optimism={"kind": "elliptic"}), "learns returns"),
+        (dict(preset="nora", ensemble={"target": "mc_ref"}, actions={"bounds": [0, 8]}), "set it to at least 0.32"),
         (dict(preset="nora_token", optimism={"kind": "elliptic"}), "of states that actions led to"),
     ]:
         with pytest.raises(ValueError, match=message):
             token_config("x", **algorithm)
+    replayed = token_config("x", actor={"replay_episodes": 4})
+    with pytest.raises(ValueError, match=r"kept episodes are fewer at first.*set batch\.minibatches to 1"):
+        type(replayed).model_validate(
+            replayed.model_dump() | {"batch": replayed.batch.model_dump() | {"minibatches": 2}}
+        )
 
 
 def offline_file(folder: Path) -> str:

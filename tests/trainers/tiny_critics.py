@@ -4,17 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator
 
 from rlhf.config.loop import LOOPConfig
 from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig
+from rlhf.data.episodes import Episode
 from rlhf.data.types import Prompt, Sample
 from rlhf.models.loading import load_policy
 from rlhf.models.packing import TrainingSequence
 from rlhf.trainers.build_critic import make_critic
 from rlhf.trainers.logit_matching import follow_critic
 from rlhf.trainers.optimistic_actor_critic import OptimisticActorCritic
+from rlhf.training.critics.optimistic import OptimisticCritic
 from rlhf.training.guards import NonFiniteGuard
 from rlhf.training.learner import Learner
 from tests.tiny_runs import tiny_config
@@ -62,3 +65,17 @@ def next_step(samples: list[Sample]) -> list[Sample]:
 
 def weights_of(module: torch.nn.Module) -> torch.Tensor:
     return torch.cat([tensor.detach().flatten().float() for tensor in module.state_dict().values()])
+
+
+def record_batches(critic: OptimisticCritic, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The ids of the episodes of each batch that is drawn from now on."""
+    drawn: list[tuple[str, ...]] = []
+    batch = critic.memory.batch
+
+    def recorded(*arguments: Any) -> list[Episode]:
+        found = batch(*arguments)
+        drawn.append(tuple(episode.id for episode in found))
+        return found
+
+    monkeypatch.setattr(critic.memory, "batch", recorded)
+    return drawn

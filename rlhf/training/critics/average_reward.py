@@ -43,7 +43,8 @@ class AverageRewardCritic(OptimisticCritic):
         low, high = self.settings.value_bounds
         self.optimism = Optimism("none", v_min=low, v_max=high)
         self.prompt_value_K = torch.zeros(members, dtype=torch.float64)
-        self.planned_member: int | None = 0
+        # what the frozen critic is planned with: a member, or the mean of all (None), and its gain
+        self.planned_member = 0 if self.settings.plan.kind == "argmax_J" else None
         self.planned_gain = gain.initial
         self.renewal = RenewalGain()
         # of episodes that no member had learned from, since the last exchange
@@ -79,13 +80,9 @@ class AverageRewardCritic(OptimisticCritic):
         gain = self.settings.gain
         if gain.estimator == "newton" and self.renewal.cost > 0:
             self.gain_K = newton_gain(self.gain_K, self.prompt_value_K[None], self.renewal.cost)
-        if self.settings.plan.kind == "argmax_J":
-            self.planned_member = self._most_optimistic()
-            self.planned_gain = float(self.gain_K[self.planned_member])
-        else:
-            self.planned_member, self.planned_gain = None, float(self.gain_K.mean())
-            if self.settings.plan.kind == "bonus":
-                self.planned_gain = self._plan_with_bonus()
+        self.planned_member, self.planned_gain = self._plan_of(self.online)
+        if self.settings.plan.kind == "bonus":
+            self.planned_gain = self._plan_with_bonus()
         self.metrics |= {
             "gain/planned": self.planned_gain, "gain/optimism_violated": float(self.planned_gain < self.renewal.gain)
         }
@@ -124,21 +121,28 @@ class AverageRewardCritic(OptimisticCritic):
         # the Lagrangian of argmax J subject to the confidence set: J is implicit in the anchored values
         return self.settings.plan.weight if self.settings.plan.kind == "lagrange" else 0.0
 
-    def _guide_rewards(self, batch: Transitions) -> Tensor:
-        return self._priced(batch, self.planned_gain)
+    def _guide_rewards(self, network: nn.Module, batch: Transitions) -> Tensor:
+        return self._priced(batch, self._plan_of(network)[1])
 
     def _priced(self, batch: Transitions, gain: float) -> Tensor:
         return (batch.reward_A - gain * self.cost(batch.view))[:, None].to(self.device)
 
     def _as_one(self, network: nn.Module, found: Predictions) -> Predictions:
-        """The planned member's values, or the mean of all. A network that is not the frozen one yet is judged as it
-        would be planned with by its members' gains."""
-        member = self.planned_member
-        if network is self.online and self.settings.plan.kind == "argmax_J":
-            member = self._most_optimistic()
+        """The planned member's values, or the mean of all."""
+        member, _ = self._plan_of(network)
         if member is None:
             return Predictions(*(None if part is None else part.mean(1, keepdim=True) for part in found))
         return Predictions(*(None if part is None else part[:, member : member + 1] for part in found))
+
+    def _plan_of(self, network: nn.Module) -> tuple[int | None, float]:
+        """The member that `network` is planned with, None for the mean of all, and the gain. The learning network's
+        values belong to its members' gains as they are, and not to those of the plan before."""
+        if network is not self.online:
+            return self.planned_member, self.planned_gain
+        if self.settings.plan.kind != "argmax_J":
+            return None, float(self.gain_K.mean())
+        member = self._most_optimistic()
+        return member, float(self.gain_K[member])
 
     def _most_optimistic(self) -> int:
         low, high = self.settings.actions.bounds
@@ -154,7 +158,7 @@ class AverageRewardCritic(OptimisticCritic):
         optimizer = torch.optim.AdamW(self.frozen.parameters(), lr=ensemble.lr, weight_decay=0.0)
         gain, every = float(self.gain_K.mean()), max(1, plan.steps // 4)
         for step in range(1, plan.steps + 1):
-            batch = self._replayed()
+            batch = self._replayed(f"plan {step}: ")
             optimizer.zero_grad(set_to_none=True)
             sums = {"loss": 0.0, "actions": 0.0, "value": 0.0, "error": 0.0, "cost": 0.0, "episodes": 0.0}
             if batch is not None:

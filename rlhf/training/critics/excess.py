@@ -17,7 +17,7 @@ def excess(
     frozen: Callable[[Transitions], Predictions],
     online: nn.Module,
     *,
-    train: Callable[[], Transitions | None],
+    train: Callable[[int], Transitions | None],
     held_out: Transitions | None,
     reward_of: Callable[[Transitions], torch.Tensor],
     actions: int,
@@ -28,13 +28,13 @@ def excess(
     """N (mean loss of the frozen critic - mean loss of a refitted one) on held-out episodes, in squared value units.
 
     `frozen`: optimistic values of the critic in question, as one member. The refitted critic is a copy of `online`
-    that learns `steps` times the targets that the frozen one makes, from batches of `train`. `reward_of`: (A, 1).
-    `actions`: N, of everything kept on all ranks. Collective; ranks without episodes give None.
+    that learns `steps` times the targets that the frozen one makes, from the batch of `train` for each step.
+    `reward_of`: (A, 1). `actions`: N, of everything kept on all ranks. Collective; ranks without episodes give None.
     """
     refitted = copy.deepcopy(online)
     optimizer = torch.optim.AdamW(refitted.parameters(), lr=lr, weight_decay=0.0)
-    for _ in range(steps):
-        batch = train()
+    for step in range(steps):
+        batch = train(step)
         optimizer.zero_grad(set_to_none=True)
         count = sum_numbers({"n": 0.0 if batch is None else float(len(batch.view.state_A))}, device)["n"]
         if batch is not None:

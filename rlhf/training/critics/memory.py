@@ -47,11 +47,12 @@ class CriticMemory:
         self.buffer.add(episode for episode in episodes if not self._is_held_out(episode))
         self.held_out.add(episode for episode in episodes if self._is_held_out(episode))
 
-    def batch(self, step: int) -> list[Episode]:
-        """What critic step `step` learns from; none where nothing is kept."""
+    def batch(self, step: int, purpose: str = "") -> list[Episode]:
+        """What critic step `step` learns from, or what else is fitted then (`purpose`, one for each of its steps); none
+        where nothing is kept."""
         if not len(self.buffer.online) and not self.buffer.offline:
             return []
-        return self.buffer.batch(step, self.batch_size).episodes
+        return self.buffer.batch(step, self.batch_size, purpose).episodes
 
     def state_dict(self) -> dict[str, Any]:
         """The episodes of all ranks. Collective."""

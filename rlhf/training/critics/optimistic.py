@@ -148,7 +148,7 @@ class OptimisticCritic:
         """By the frozen critic, optimistically; on the CPU."""
         spread_S = self.form.predict(self.frozen, batch).value_SK.std(-1)
         guide = self._guide(self.frozen, batch)
-        advantage_A, value_S = self.form.advantages(guide, batch, self._guide_rewards(batch)[:, 0])
+        advantage_A, value_S = self.form.advantages(guide, batch, self._guide_rewards(self.frozen, batch)[:, 0])
         return Guidance(advantage_A.cpu(), value_S.cpu(), spread_S.cpu())
 
     def kept_episodes(self, count: int, with_offline: bool) -> list[Episode]:
@@ -236,9 +236,9 @@ class OptimisticCritic:
         self.updates += 1
         return mean
 
-    def _replayed(self) -> Transitions | None:
-        """The next critic step's episodes; None where this rank has none."""
-        episodes = self.memory.batch(self.updates)
+    def _replayed(self, purpose: str = "") -> Transitions | None:
+        """The next critic step's episodes, or those of one step of another fit; None where this rank has none."""
+        episodes = self.memory.batch(self.updates, purpose)
         return self.transitions(episodes) if episodes else None
 
     @property
@@ -254,8 +254,8 @@ class OptimisticCritic:
         earned_A1 = (batch.reward_A + self._bonus(batch))[:, None]
         return (earned_A1 - self.price(batch.view)).to(self.device).expand(-1, self.online.members)
 
-    def _guide_rewards(self, batch: Transitions) -> Tensor:
-        """The same for the critic that guides the policy, (A, 1)."""
+    def _guide_rewards(self, network: nn.Module, batch: Transitions) -> Tensor:
+        """The same for the critic that guides the policy, or would with the values of `network`, (A, 1)."""
         return (batch.reward_A + self._bonus(batch))[:, None].to(self.device)
 
     def _bonus(self, batch: Transitions) -> Tensor:
@@ -290,9 +290,9 @@ class OptimisticCritic:
 
         held_out = self._held_out()
         return excess(
-            self.form, guide, self.online, train=self._replayed, held_out=held_out, reward_of=self._guide_rewards,
-            actions=self.actions, steps=self.settings.switch.refit_steps, lr=self.settings.ensemble.lr,
-            device=self.device,
+            self.form, guide, self.online, train=lambda step: self._replayed(f"refit {step}: "), held_out=held_out,
+            reward_of=lambda batch: self._guide_rewards(network, batch), actions=self.actions,
+            steps=self.settings.switch.refit_steps, lr=self.settings.ensemble.lr, device=self.device,
         )  # fmt: skip
 
     def _joins_the_set(self, frozen_excess: float) -> bool:

@@ -8,7 +8,7 @@ from rlhf.training.report.page import Check
 
 Record = Mapping[str, Any]
 
-PINNED, FORCED, VIOLATED, COLLAPSED = 0.9, 0.8, 0.2, 0.01
+PINNED, FORCED, VIOLATED, COLLAPSED, OUTSIDE = 0.9, 0.8, 0.2, 0.01, 0.05
 
 
 def critic_checks(metrics: Sequence[Record]) -> list[Check]:
@@ -20,6 +20,12 @@ def critic_checks(metrics: Sequence[Record]) -> list[Check]:
             "bonus is too large, or the priors are not fitted: lower optimism.bonus_scale, raise ensemble.updates)"
         )
         found.append(Check(pinned[-1] <= PINNED, text))
+    if outside := _late(metrics, "critic/outside_bounds", share=1.0):
+        text = (
+            f"completions that earned what no value may say: {100 * max(outside):.0f} % in the worst step (widen "
+            "algorithm.actions.bounds to what rewards can be; LOOP: algorithm.gain.span)"
+        )
+        found.append(Check(max(outside) <= OUTSIDE, text))
     if violations := _late(metrics, "critic/optimism_violations"):
         mean = sum(violations) / len(violations)
         text = f"completions that did better than the guiding critic promised: {100 * mean:.0f} % in the last quarter"
