@@ -26,6 +26,7 @@
 #                       launch/multi_node.sh
 
 set -euo pipefail
+set +m  # job control (bash -m) would give children process groups of their own, see start_servers
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$ROOT/launch/common.sh"
 
@@ -70,7 +71,8 @@ pass_on() {
 }
 # Says at once what the trainer finds out by waiting engine.retry_for_s.
 watch_servers() {
-  trap - EXIT INT TERM
+  trap - EXIT TERM
+  trap '' INT
   local pid ended=" "
   while sleep 1; do
     for pid in "${server_pids[@]}"; do
@@ -125,7 +127,10 @@ start_servers() {
     # shellcheck disable=SC2206  # several words are meant
     command+=(${SERVER_OPTIONS:-})
     echo "[launch] server on ${devices[number]:-the CPU}, log $SERVER_LOGS/$port.log: ${command[*]}"
-    CUDA_VISIBLE_DEVICES=${devices[number]:-} "${command[@]}" >"$SERVER_LOGS/$port.log" 2>&1 &
+    # in a session of its own: Ctrl-C in a terminal goes to the whole process group, vLLM answers it even where the shell
+    # has it ignored, and the ranks need their servers to end their step. Without job control setsid takes the place of
+    # the child, so its pid is the server's
+    CUDA_VISIBLE_DEVICES=${devices[number]:-} setsid "${command[@]}" >"$SERVER_LOGS/$port.log" 2>&1 &
     server_pids+=($!)
     SERVERS+=" http://127.0.0.1:$port"
   done

@@ -15,13 +15,16 @@ CLEARED = ("MACHINE", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "M
 TIMEOUT_S = 600
 
 
-def begin(script: str, *arguments: str | Path, **environment: str) -> subprocess.Popen:
-    """The script on this CPU, unless `environment` says otherwise."""
+def begin(script: str, *arguments: str | Path, own_group: bool = False, **environment: str) -> subprocess.Popen:
+    """The script on this CPU, unless `environment` says otherwise. `own_group`: as a terminal starts it, in a process
+    group that can be interrupted as a whole."""
     inherited = {name: value for name, value in os.environ.items() if name not in CLEARED}
     given = {"MACHINE": "cpu", "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    # tests that run in the background have SIGINT ignored, and a shell cannot trap what was ignored before it began
+    prefix = ["env", "--default-signal=INT"] if own_group else []
     return subprocess.Popen(
-        [str(LAUNCH / script), *map(str, arguments)], cwd=ROOT, env=inherited | given | environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [*prefix, str(LAUNCH / script), *map(str, arguments)], cwd=ROOT, env=inherited | given | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=own_group,
     )  # fmt: skip
 
 
@@ -29,6 +32,14 @@ def output(process: subprocess.Popen, status: int = 0) -> str:
     text, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == status, text
     return text
+
+
+def read_until(process: subprocess.Popen, line: str) -> None:
+    """Reads what the process prints up to this line."""
+    lines = []
+    while not lines or lines[-1] != f"{line}\n":
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
 
 
 def fake(folder: Path, name: str, body: str) -> None:

@@ -1,10 +1,14 @@
 """Servers beside the ranks that they serve: waited for, told of, and ended by the script. Stand-ins for both."""
 
 import http.server
+import os
+import signal
 import sys
 import threading
 
-from tests.launch.scripts import DEMO, begin, fake, make_python, output
+import pytest
+
+from tests.launch.scripts import DEMO, begin, fake, make_python, output, read_until
 from tests.rollout_servers import free_port
 
 
@@ -45,27 +49,44 @@ def test_a_server_that_cannot_start_ends_the_script_and_its_log_is_named(tmp_pat
     assert "invalid choice: 'float8'" in log.read_text()
 
 
-def test_a_signal_reaches_the_ranks_first_and_then_the_servers_are_ended(tmp_path):
+# as vLLM's, which takes SIGINT also where the shell that started it had that ignored
+SERVER = """import signal, sys
+def end(number, frame):
+    print(signal.Signals(number).name, flush=True)
+    sys.exit()
+signal.signal(signal.SIGINT, end)
+signal.signal(signal.SIGTERM, end)
+print("READY", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("is_ctrl_c", [False, True], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_reaches_the_ranks_first_and_then_the_servers_are_ended(tmp_path, is_ctrl_c):
+    log = tmp_path / "8001.log"
+    (tmp_path / "server.py").write_text(SERVER)
     fake(
         tmp_path / "bin",
         "python",
         f'''case "$*" in
-*rollout_server.py*) trap 'echo SERVER ENDED; kill $!; exit 0' TERM; sleep 60 & wait $! ;;
-*wait_for_servers.py*) sleep 0.5 ;;
+*rollout_server.py*) exec {sys.executable} "{tmp_path}"/server.py ;;
+*wait_for_servers.py*) until grep -q READY "{log}"; do sleep 0.1; done ;;
 *accelerate*) sleep 60 &
-  trap 'echo SAVED; kill $!; sleep 0.5; cat "{tmp_path}"/8001.log; exit 7' TERM; echo READY; wait $! ;;
+  trap 'echo SAVED; kill $!; sleep 1; cat "{log}"; exit 7' TERM; echo BEGUN; wait $! ;;
 *) exec {sys.executable} "$@" ;;
 esac''',
     )
-    process = begin("disaggregated.sh", *DEMO, PYTHON=str(tmp_path / "bin" / "python"), SERVER_LOGS=str(tmp_path))
-    lines = []
-    while not lines or lines[-1] != "READY\n":
-        lines.append(process.stdout.readline())
-        assert lines[-1], lines
-    process.terminate()
+    process = begin("disaggregated.sh", *DEMO, PYTHON=str(tmp_path / "bin" / "python"), SERVER_LOGS=str(tmp_path),
+                    own_group=True)  # fmt: skip
+    read_until(process, "BEGUN")
+    # a terminal interrupts all processes of the group, not the script alone
+    if is_ctrl_c:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
     # the status is that of the ranks, and while they saved the server was there
-    assert output(process, status=7) == "SAVED\n"
-    assert (tmp_path / "8001.log").read_text() == "SERVER ENDED\n"
+    assert output(process, status=7) == "SAVED\nREADY\n"
+    assert log.read_text() == "READY\nSIGTERM\n"
 
 
 def test_a_server_that_ends_in_the_middle_is_told(tmp_path):

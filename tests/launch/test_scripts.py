@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.scripts import DEMO, LAUNCH, begin, fake, make_python, output
+from tests.launch.scripts import DEMO, LAUNCH, begin, fake, make_python, output, read_until
 from tests.processes import ROOT
 
 SCRIPTS = ["single_node.sh", "multi_node.sh", "disaggregated.sh", "slurm.sbatch"]
@@ -93,26 +93,50 @@ def test_several_machines_meet_at_the_first_and_deepspeed_starts_no_ssh(tmp_path
     assert "accelerate/multi_node.yaml" in text and "RLHF_RANKS=24\n" in text
 
 
-def run_in_slurm(tmp_path: Path, status: int = 0, **environment: str) -> str:
-    """The batch script, with stand-ins for Slurm's programs: `srun` shows what it would start, and where."""
-    variables = "ROLE NNODES MASTER_ADDR MASTER_PORT SERVERS SERVER_COUNT"
-    fake(tmp_path / "bin", "scontrol", 'printf "%s\\n" n1 n2 n3 n4')
-    fake(
-        tmp_path / "bin",
-        "srun",
-        f"""line="SRUN $*"
-for n in {variables}; do line+=" $n=${{!n-unset}}"; done
+# What a step's task does of SIGTERM, and what srun does of it: it does not pass it on but kills the tasks. The ids say
+# that the step which was begun last may be the first.
+SRUN = """line="SRUN $*" name= task=
+for n in ROLE NNODES MASTER_ADDR MASTER_PORT SERVERS SERVER_COUNT; do line+=" $n=${!n-unset}"; done
 echo "$line"
-[[ "${{ROLE-}}" != servers ]] || {{ trap 'echo SERVERS ENDED; kill $!; exit 0' TERM; sleep 60 & wait $!; }}
-[[ "${{ROLE-}}" != trainer ]] || sleep 2""",
-    )
-    slurm = {"SLURM_JOB_NODELIST": "n[1-4]", "SLURM_JOB_ID": "777", "SLURM_SUBMIT_DIR": str(ROOT)}
+for word in "$@"; do [[ $word != --job-name=* ]] || name=${word#*=}; done
+work() {
+  if [[ $name == servers ]]; then trap 'echo SERVERS ENDED; kill $!; exit 0' TERM; sleep 60 & wait $!
+  elif [[ -n ${UNTIL_SAVED-} ]]; then trap 'kill $!; sleep 1; echo SAVED; exit 7' TERM; sleep 60 & echo BEGUN; wait $!
+  else sleep 2; fi
+}
+trap 'echo srun: forcing job termination; kill -KILL -- "-$task"; exit 137' TERM
+set -m  # a process group for the task
+work &
+task=$!
+echo "$task" >"$STEPS/777.$([[ $name == ranks ]] && echo 0 || echo 1)"
+wait "$task"
+"""
+SQUEUE = """[[ "$*" == "--noheader --steps --jobs=777 --format=%i %j" ]] || exit 1
+printf '777.%s\n' "batch batch" "0 ranks" "1 servers"
+"""
+SCANCEL = """[[ $1 == --signal=TERM && -f $STEPS/$2 ]] && kill -TERM "$(<"$STEPS/$2")"
+"""
+
+
+def begin_in_slurm(tmp_path: Path, squeue: str = SQUEUE, **environment: str) -> subprocess.Popen:
+    """The batch script, with stand-ins for Slurm's programs: `srun` shows what it would start, and where."""
+    programs = {"scontrol": 'printf "%s\\n" n1 n2 n3 n4', "srun": SRUN, "squeue": squeue, "scancel": SCANCEL}
+    for name, body in programs.items():
+        fake(tmp_path / "bin", name, body)
+    steps = tmp_path / "steps"
+    steps.mkdir(exist_ok=True)
+    slurm = {"SLURM_JOB_NODELIST": "n[1-4]", "SLURM_JOB_ID": "777", "SLURM_SUBMIT_DIR": str(ROOT), "STEPS": str(steps)}
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return output(begin("slurm.sbatch", *DEMO, PATH=path, **slurm | environment), status)
+    return begin("slurm.sbatch", *DEMO, PATH=path, **slurm | environment)
+
+
+def run_in_slurm(tmp_path: Path, status: int = 0, **environment: str) -> str:
+    return output(begin_in_slurm(tmp_path, **environment), status)
 
 
 def test_slurm_starts_one_task_on_each_node(tmp_path):
     (line,) = [line for line in run_in_slurm(tmp_path).splitlines() if line.startswith("SRUN")]
+    assert line.startswith("SRUN --job-name=ranks ")
     assert "--nodes=4 --ntasks=4 --ntasks-per-node=1 --nodelist=n1,n2,n3,n4 --kill-on-bad-exit=1" in line
     assert f"{LAUNCH}/multi_node.sh {' '.join(DEMO)} " in line
     assert "NNODES=4 MASTER_ADDR=n1 MASTER_PORT=20777" in line
@@ -128,6 +152,20 @@ def test_slurm_gives_the_last_nodes_to_servers_and_ends_them(tmp_path):
     assert "SERVERS=http://n3:8001 http://n3:8002 http://n4:8001 http://n4:8002" in ranks
     assert "servers on n3 n4" in text and text.endswith("SERVERS ENDED\n")
     assert "SERVER_NODES=4 of 4 nodes leave none" in run_in_slurm(tmp_path, 2, SERVER_NODES="4")
+
+
+@pytest.mark.parametrize("servers", [{}, {"SERVER_NODES": "2"}], ids=["ranks alone", "with servers"])
+def test_slurms_warning_lets_the_ranks_save_and_then_ends_the_servers(tmp_path, servers):
+    process = begin_in_slurm(tmp_path, UNTIL_SAVED="1", **servers)
+    read_until(process, "BEGUN")
+    process.terminate()
+    text = output(process, status=7)
+    assert text.endswith("SAVED\nSERVERS ENDED\n" if servers else "SAVED\n") and "termination" not in text
+
+
+def test_servers_are_ended_where_slurm_does_not_tell_of_their_step(tmp_path):
+    text = output(begin_in_slurm(tmp_path, squeue="exit 1", SERVER_NODES="2"))
+    assert text.endswith("srun: forcing job termination\n")
 
 
 def test_fewer_ranks_than_were_asked_for_are_refused(monkeypatch):
