@@ -145,7 +145,8 @@ def run(
     if is_offline:
         algorithm.table = reference_table(config, stream, learner, folder.path / "reference_logps.safetensors", step)
     if accelerator.is_main_process:
-        folder.truncate_after(step if checkpoint is not None else -1)
+        # after step 0 there is an evaluation only, and the loop makes it again as it begins
+        folder.truncate_after(step or -1)
     best: dict[str, float] = dict(checkpoint.state.get("best", {})) if checkpoint else {}
 
     def save(at: int, waiting: Mapping[int, list[Sample]]) -> None:
