@@ -68,8 +68,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     staging = _staging(target)
     try:
         _begin(staging)
-        _write_whole(staging, checkpoint)
-        _commit(staging, target)
+        _commit(staging, target, _write_whole(staging, checkpoint))
     except Exception as error:
         raise _failed(target, error) from error
     return target
@@ -81,28 +80,37 @@ def save_sharded_checkpoint(folder: Path, checkpoint: Checkpoint, stretches: Ite
     target = _target(folder, checkpoint)
     staging, (rank, ranks) = _staging(target), rank_of_world()
     _together(target, (lambda: _begin(staging)) if rank == 0 else None)
-    _together(target, lambda: write_shard(staging / shard_name(rank, ranks), stretches))
+
+    def write_part() -> dict[str, str]:
+        file = staging / shard_name(rank, ranks)
+        write_shard(file, stretches)
+        # here and not by the first rank for all: the others would wait for it, longer than collectives may take
+        return _settle([file])
+
+    parts = _together(target, write_part)
 
     def finish() -> None:
-        _write_whole(staging, checkpoint)
-        _commit(staging, target)
+        _commit(staging, target, parts | _write_whole(staging, checkpoint))
 
     _together(target, finish if rank == 0 else None)
     return target
 
 
-def _together(target: Path, work: Callable[[], None] | None) -> None:
-    """One phase on all ranks. An error of any of them ends it everywhere."""
+def _together(target: Path, work: Callable[[], dict[str, str] | None] | None) -> dict[str, str]:
+    """One phase on all ranks: what `work` returned on any of them. An error of any of them ends it everywhere."""
     own: Exception | None = None
+    made: dict[str, str] | None = None
     try:
         if work is not None:
-            work()
+            made = work()
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         own = error
-    told = [text for text in gather_lists(["" if own is None else f"rank {rank_of_world()[0]}: {own}"]) if text]
+    ranks = gather_lists([("" if own is None else f"rank {rank_of_world()[0]}: {own}", made or {})])
+    told = [text for text, _ in ranks if text]
     if told:
         barrier()
         raise _failed(target, RuntimeError("; ".join(told))) from own
+    return {name: digest for _, digests in ranks for name, digest in digests.items()}
 
 
 def _target(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -118,20 +126,31 @@ def _begin(staging: Path) -> None:
     staging.mkdir(parents=True)
 
 
-def _write_whole(staging: Path, checkpoint: Checkpoint) -> None:
+def _write_whole(staging: Path, checkpoint: Checkpoint) -> dict[str, str]:
+    """What is not in shards; as `_settle`."""
     weights = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.weights.items()}
     save_file(weights, staging / "weights.safetensors")
     torch.save(checkpoint.optimizer, staging / "optimizer.pt")
     (staging / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
     lines = [json.dumps(sample_to_json(sample)) for sample in checkpoint.pending]
     (staging / "pending.jsonl").write_text("".join(line + "\n" for line in lines))
+    return _settle([staging / name for name in ("weights.safetensors", "optimizer.pt", "state.json", "pending.jsonl")])
 
 
-def _commit(staging: Path, target: Path) -> None:
-    manifest = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in [*staging.iterdir(), staging]:
-        _fsync(path)
+def _settle(files: Iterable[Path]) -> dict[str, str]:
+    """Force files to disk; their sha256 by name."""
+    digests = {}
+    for file in files:
+        _fsync(file)
+        digests[file.name] = _sha256(file)
+    return digests
+
+
+def _commit(staging: Path, target: Path, digests: Mapping[str, str]) -> None:
+    """Make a whole checkpoint of files that are on disk."""
+    (staging / MANIFEST).write_text(json.dumps(dict(sorted(digests.items())), indent=1))
+    _fsync(staging / MANIFEST)
+    _fsync(staging)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staging, target)
     _fsync(target.parent)

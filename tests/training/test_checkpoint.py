@@ -1,6 +1,8 @@
 """Checkpoints: exact round trip, damage found and named, settings compared, pruning."""
 
 import errno
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from rlhf.training.checkpoint import (
     prune,
     save_checkpoint,
 )
+from tests.processes import run_on_two_ranks
 
 
 def make(step: int) -> Checkpoint:
@@ -90,6 +93,16 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
         save_checkpoint(tmp_path, make(step))
     prune(tmp_path, keep_last=2, best_step=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000006", "step-000008"]
+
+
+@pytest.mark.slow
+def test_each_rank_hashes_the_files_that_it_writes_and_one_that_cannot_write_ends_it_on_all(tmp_path):
+    run_on_two_ranks(Path(__file__).with_name("shards_on_ranks.py"), tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "step-000001")
+    manifest = json.loads((tmp_path / "step-000001" / module.MANIFEST).read_text())
+    names = sorted(path.name for path in (tmp_path / "step-000001").iterdir())
+    assert list(manifest) == [name for name in names if name != module.MANIFEST] and len(checkpoint.shards) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
 def test_config_differences_name_what_matters_only():
