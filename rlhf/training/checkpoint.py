@@ -7,6 +7,9 @@ checkpoints/step-000004/
   optimizer.pt          the optimizer's state (tensors and numbers only)
   pending.jsonl         samples that were generated and not yet learned from; `pending_steps` of the state says of which
   shard-00000-of-00008.safetensors    where FSDP2 or ZeRO divide them: one rank's part of weights and optimizer state
+
+Beside them may lie .step-000004.writing (not whole yet) and .step-000004.old (of a step that is written again, until
+the new one is in its place).
 """
 
 import hashlib
@@ -147,13 +150,34 @@ def _settle(files: Iterable[Path]) -> dict[str, str]:
 
 
 def _commit(staging: Path, target: Path, digests: Mapping[str, str]) -> None:
-    """Make a whole checkpoint of files that are on disk."""
+    """Make a whole checkpoint of files that are on disk. A kill leaves the earlier one of this step or the new one,
+    the earlier perhaps where `recover` finds it."""
     (staging / MANIFEST).write_text(json.dumps(dict(sorted(digests.items())), indent=1))
     _fsync(staging / MANIFEST)
     _fsync(staging)
-    shutil.rmtree(target, ignore_errors=True)
+    earlier = _earlier(target)
+    # The earlier one is not kept in place of the new one, as it need not be the same: it may be damaged, or lack the
+    # samples that a stopped run has of the next step.
+    if target.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        os.replace(target, earlier)
     os.replace(staging, target)
     _fsync(target.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _earlier(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def recover(folder: Path) -> None:
+    """Mend what a kill left while a step was written again. On one rank, before any of them looks for checkpoints."""
+    for earlier in folder.glob(".step-*.old"):
+        target = folder / earlier.name.removeprefix(".").removesuffix(".old")
+        if target.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            os.replace(earlier, target)
 
 
 def _failed(target: Path, error: Exception) -> CheckpointError:

@@ -2,7 +2,9 @@
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +19,14 @@ from rlhf.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     prune,
+    recover,
     save_checkpoint,
 )
 from tests.processes import run_on_two_ranks
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it, as nothing runs after SIGKILL."""
 
 
 def make(step: int) -> Checkpoint:
@@ -93,6 +100,49 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
         save_checkpoint(tmp_path, make(step))
     prune(tmp_path, keep_last=2, best_step=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000006", "step-000008"]
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_a_kill_while_a_step_is_written_again_leaves_a_whole_checkpoint_of_it(tmp_path, monkeypatch, moment):
+    """Before each change of a folder that comes after the files were written, and in the middle of each removal."""
+    writings = [make(3), make(3)]
+    for number, writing in enumerate(writings):
+        writing.state["writing"] = number
+    save_checkpoint(tmp_path, writings[0])
+    moments, remove = 0, module.shutil.rmtree
+
+    def pass_moment() -> None:
+        nonlocal moments
+        if moments == moment:
+            raise Killed
+        moments += 1
+
+    def killable(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            pass_moment()
+            if change is remove and (arguments[0] / module.MANIFEST).exists():
+                (arguments[0] / module.MANIFEST).unlink()
+                pass_moment()
+            return change(*arguments, **options)
+
+        return changed
+
+    is_killed = False
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "replace", killable(module.os.replace))
+        patch.setattr(module.shutil, "rmtree", killable(remove))
+        try:
+            save_checkpoint(tmp_path, writings[1])
+        except Killed:
+            is_killed = True
+    assert is_killed == (moment < 6), "the last of the moments comes after the writing"
+    recover(tmp_path)
+    checkpoint, problems = newest_checkpoint(tmp_path)
+    assert checkpoint.state["step"] == 3 and not problems
+    assert checkpoint.state["writing"] == 1 or is_killed
+    save_checkpoint(tmp_path, writings[1])
+    recover(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
 
 
 @pytest.mark.slow
