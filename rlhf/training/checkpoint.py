@@ -8,8 +8,8 @@ checkpoints/step-000004/
   pending.jsonl         samples that were generated and not yet learned from; `pending_steps` of the state says of which
   shard-00000-of-00008.safetensors    where FSDP2 or ZeRO divide them: one rank's part of weights and optimizer state
 
-Beside them may lie .step-000004.writing (not whole yet) and .step-000004.old (of a step that is written again, until
-the new one is in its place).
+Beside them may lie .step-000004.writing (not whole yet), .step-000004.old (of a step that is written again, until the
+new one is in its place) and damaged-step-000008 (newer than what a run went on from, as it was not whole).
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,11 @@ def _together(target: Path, work: Callable[[], dict[str, str] | None] | None) ->
 
 
 def _target(folder: Path, checkpoint: Checkpoint) -> Path:
-    return folder / f"step-{checkpoint.state['step']:06d}"
+    return folder / _name(checkpoint.state["step"])
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _staging(target: Path) -> Path:
@@ -237,10 +242,25 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
 
 
-def prune(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep_last` checkpoints and the best one."""
-    for path in list_checkpoints(folder)[:-keep_last]:
-        if best_step is None or path.name != f"step-{best_step:06d}":
+def set_aside_newer(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of steps after `step`, from which a run goes on: they are not to be counted among its own,
+    nor to be found by a later start. Returns their new paths. On one rank, when none reads them any more."""
+    moved = []
+    for path in list_checkpoints(folder):
+        if path.name > _name(step):
+            # one that was set aside before is kept too: nobody has looked at it yet
+            names = (f"damaged-{path.name}" + (f".{number}" if number else "") for number in count())
+            moved.append(next(folder / name for name in names if not (folder / name).exists()))
+            os.replace(path, moved[-1])
+    return moved
+
+
+def prune(folder: Path, keep_last: int, best_step: int | None, step: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints and the best one, of those up to `step`, which was just
+    written: newer ones are of no use to this run, and not its to remove."""
+    ours = [path for path in list_checkpoints(folder) if path.name <= _name(step)]
+    for path in ours[:-keep_last]:
+        if best_step is None or path.name != _name(best_step):
             shutil.rmtree(path)
 
 

@@ -21,6 +21,7 @@ from rlhf.training.checkpoint import (
     prune,
     recover,
     save_checkpoint,
+    set_aside_newer,
 )
 from tests.processes import run_on_two_ranks
 
@@ -98,8 +99,26 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in (2, 4, 6, 8):
         save_checkpoint(tmp_path, make(step))
-    prune(tmp_path, keep_last=2, best_step=2)
+    prune(tmp_path, keep_last=2, best_step=2, step=8)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000006", "step-000008"]
+
+
+def test_pruning_counts_no_newer_ones_and_removes_none(tmp_path):
+    for step in (5, 20, 10):
+        save_checkpoint(tmp_path, make(step))
+    prune(tmp_path, keep_last=1, best_step=None, step=10)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000010", "step-000020"]
+
+
+def test_newer_ones_than_a_run_goes_on_from_are_set_aside_each_under_a_name_of_its_own(tmp_path):
+    for _ in range(2):
+        for step in (5, 20):
+            save_checkpoint(tmp_path, make(step))
+        set_aside_newer(tmp_path, 5)
+        assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000005"]
+    aside = sorted(tmp_path.glob("damaged-*"))
+    assert [path.name for path in aside] == ["damaged-step-000020", "damaged-step-000020.1"]
+    assert all(load_checkpoint(path).state["step"] == 20 for path in aside)
 
 
 @pytest.mark.parametrize("moment", range(7))
