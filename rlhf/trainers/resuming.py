@@ -17,7 +17,9 @@ from rlhf.training.checkpoint import (
     prune,
     save_checkpoint,
     save_sharded_checkpoint,
+    set_aside_newer,
 )
+from rlhf.training.collectives import barrier, rank_of_world
 from rlhf.training.learner import Learner
 from rlhf.training.progress import ProgressDisplay
 from rlhf.training.recorder import Recorder
@@ -27,6 +29,10 @@ from rlhf.training.weights.sharded_state import BoundState, load_stretches, stre
 
 
 def find_checkpoint(config: RecipeConfig, folder: RunFolder, progress: ProgressDisplay) -> Checkpoint | None:
+    """The newest whole checkpoint, None where there is none; newer ones, which are damaged, are set aside. Collective.
+
+    Raises CheckpointError where it was made with other settings, or where there are some and none is whole.
+    """
     checkpoint, problems = newest_checkpoint(folder.checkpoints)
     for problem in problems:
         progress.message(f"WARNING: {problem}. An older checkpoint is used")
@@ -39,6 +45,10 @@ def find_checkpoint(config: RecipeConfig, folder: RunFolder, progress: ProgressD
             + "\n".join(differences)
             + "\nGo back to those settings, or choose another run.name"
         )
+    barrier()  # no rank reads newer ones any more
+    if rank_of_world()[0] == 0:
+        for path in set_aside_newer(folder.checkpoints, checkpoint.state["step"]):
+            progress.message(f"WARNING: what is left of it is kept as {path}: the run no longer needs it")
     progress.message(f"resuming {folder.path} after step {checkpoint.state['step']}")
     return checkpoint
 
@@ -112,7 +122,7 @@ def save(
     elif accelerator.is_main_process:
         save_checkpoint(folder.checkpoints, checkpoint)
     if accelerator.is_main_process:
-        prune(folder.checkpoints, config.checkpoint.keep_last, int(best["step"]) if best else None)
+        prune(folder.checkpoints, config.checkpoint.keep_last, int(best["step"]) if best else None, step)
     accelerator.wait_for_everyone()
 
 

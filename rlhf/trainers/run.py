@@ -34,6 +34,7 @@ from rlhf.trainers.build_critic import make_critic
 from rlhf.trainers.grpo import PolicyGradient
 from rlhf.trainers.resuming import find_checkpoint, restore
 from rlhf.trainers.resuming import save as save_run
+from rlhf.training.checkpoint import recover
 from rlhf.training.collectives import gather_lists
 from rlhf.training.dialogue_evaluation import DialogueEvaluator
 from rlhf.training.environment import describe_environment
@@ -88,6 +89,7 @@ def run(
     progress = ProgressDisplay(config.batch.steps, accelerator.is_main_process)
     if accelerator.is_main_process:
         folder.create(to_yaml(config), resume=config.run.resume == "auto")
+        recover(folder.checkpoints)
         folder.write_environment(describe_environment())
     accelerator.wait_for_everyone()
     checkpoint = find_checkpoint(config, folder, progress)
@@ -145,7 +147,8 @@ def run(
     if is_offline:
         algorithm.table = reference_table(config, stream, learner, folder.path / "reference_logps.safetensors", step)
     if accelerator.is_main_process:
-        folder.truncate_after(step if checkpoint is not None else -1)
+        # after step 0 there is an evaluation only, and the loop makes it again as it begins
+        folder.truncate_after(step or -1)
     best: dict[str, float] = dict(checkpoint.state.get("best", {})) if checkpoint else {}
 
     def save(at: int, waiting: Mapping[int, list[Sample]]) -> None:

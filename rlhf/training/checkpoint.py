@@ -7,6 +7,9 @@ checkpoints/step-000004/
   optimizer.pt          the optimizer's state (tensors and numbers only)
   pending.jsonl         samples that were generated and not yet learned from; `pending_steps` of the state says of which
   shard-00000-of-00008.safetensors    where FSDP2 or ZeRO divide them: one rank's part of weights and optimizer state
+
+Beside them may lie .step-000004.writing (not whole yet), .step-000004.old (of a step that is written again, until the
+new one is in its place) and damaged-step-000008 (newer than what a run went on from, as it was not whole).
 """
 
 import hashlib
@@ -15,6 +18,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +72,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     staging = _staging(target)
     try:
         _begin(staging)
-        _write_whole(staging, checkpoint)
-        _commit(staging, target)
+        _commit(staging, target, _write_whole(staging, checkpoint))
     except Exception as error:
         raise _failed(target, error) from error
     return target
@@ -81,32 +84,45 @@ def save_sharded_checkpoint(folder: Path, checkpoint: Checkpoint, stretches: Ite
     target = _target(folder, checkpoint)
     staging, (rank, ranks) = _staging(target), rank_of_world()
     _together(target, (lambda: _begin(staging)) if rank == 0 else None)
-    _together(target, lambda: write_shard(staging / shard_name(rank, ranks), stretches))
+
+    def write_part() -> dict[str, str]:
+        file = staging / shard_name(rank, ranks)
+        write_shard(file, stretches)
+        # here and not by the first rank for all: the others would wait for it, longer than collectives may take
+        return _settle([file])
+
+    parts = _together(target, write_part)
 
     def finish() -> None:
-        _write_whole(staging, checkpoint)
-        _commit(staging, target)
+        _commit(staging, target, parts | _write_whole(staging, checkpoint))
 
     _together(target, finish if rank == 0 else None)
     return target
 
 
-def _together(target: Path, work: Callable[[], None] | None) -> None:
-    """One phase on all ranks. An error of any of them ends it everywhere."""
+def _together(target: Path, work: Callable[[], dict[str, str] | None] | None) -> dict[str, str]:
+    """One phase on all ranks: what `work` returned on any of them. An error of any of them ends it everywhere."""
     own: Exception | None = None
+    made: dict[str, str] | None = None
     try:
         if work is not None:
-            work()
+            made = work()
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         own = error
-    told = [text for text in gather_lists(["" if own is None else f"rank {rank_of_world()[0]}: {own}"]) if text]
+    ranks = gather_lists([("" if own is None else f"rank {rank_of_world()[0]}: {own}", made or {})])
+    told = [text for text, _ in ranks if text]
     if told:
         barrier()
         raise _failed(target, RuntimeError("; ".join(told))) from own
+    return {name: digest for _, digests in ranks for name, digest in digests.items()}
 
 
 def _target(folder: Path, checkpoint: Checkpoint) -> Path:
-    return folder / f"step-{checkpoint.state['step']:06d}"
+    return folder / _name(checkpoint.state["step"])
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _staging(target: Path) -> Path:
@@ -118,23 +134,55 @@ def _begin(staging: Path) -> None:
     staging.mkdir(parents=True)
 
 
-def _write_whole(staging: Path, checkpoint: Checkpoint) -> None:
+def _write_whole(staging: Path, checkpoint: Checkpoint) -> dict[str, str]:
+    """What is not in shards; as `_settle`."""
     weights = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.weights.items()}
     save_file(weights, staging / "weights.safetensors")
     torch.save(checkpoint.optimizer, staging / "optimizer.pt")
     (staging / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
     lines = [json.dumps(sample_to_json(sample)) for sample in checkpoint.pending]
     (staging / "pending.jsonl").write_text("".join(line + "\n" for line in lines))
+    return _settle([staging / name for name in ("weights.safetensors", "optimizer.pt", "state.json", "pending.jsonl")])
 
 
-def _commit(staging: Path, target: Path) -> None:
-    manifest = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in [*staging.iterdir(), staging]:
-        _fsync(path)
-    shutil.rmtree(target, ignore_errors=True)
+def _settle(files: Iterable[Path]) -> dict[str, str]:
+    """Force files to disk; their sha256 by name."""
+    digests = {}
+    for file in files:
+        _fsync(file)
+        digests[file.name] = _sha256(file)
+    return digests
+
+
+def _commit(staging: Path, target: Path, digests: Mapping[str, str]) -> None:
+    """Make a whole checkpoint of files that are on disk. A kill leaves the earlier one of this step or the new one,
+    the earlier perhaps where `recover` finds it."""
+    (staging / MANIFEST).write_text(json.dumps(dict(sorted(digests.items())), indent=1))
+    _fsync(staging / MANIFEST)
+    _fsync(staging)
+    earlier = _earlier(target)
+    # The earlier one is not kept in place of the new one, as it need not be the same: it may be damaged, or lack the
+    # samples that a stopped run has of the next step.
+    if target.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        os.replace(target, earlier)
     os.replace(staging, target)
     _fsync(target.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _earlier(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def recover(folder: Path) -> None:
+    """Mend what a kill left while a step was written again. On one rank, before any of them looks for checkpoints."""
+    for earlier in folder.glob(".step-*.old"):
+        target = folder / earlier.name.removeprefix(".").removesuffix(".old")
+        if target.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            os.replace(earlier, target)
 
 
 def _failed(target: Path, error: Exception) -> CheckpointError:
@@ -194,10 +242,25 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
 
 
-def prune(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep_last` checkpoints and the best one."""
-    for path in list_checkpoints(folder)[:-keep_last]:
-        if best_step is None or path.name != f"step-{best_step:06d}":
+def set_aside_newer(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of steps after `step`, from which a run goes on: they are not to be counted among its own,
+    nor to be found by a later start. Returns their new paths. On one rank, when none reads them any more."""
+    moved = []
+    for path in list_checkpoints(folder):
+        if path.name > _name(step):
+            # one that was set aside before is kept too: nobody has looked at it yet
+            names = (f"damaged-{path.name}" + (f".{number}" if number else "") for number in count())
+            moved.append(next(folder / name for name in names if not (folder / name).exists()))
+            os.replace(path, moved[-1])
+    return moved
+
+
+def prune(folder: Path, keep_last: int, best_step: int | None, step: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints and the best one, of those up to `step`, which was just
+    written: newer ones are of no use to this run, and not its to remove."""
+    ours = [path for path in list_checkpoints(folder) if path.name <= _name(step)]
+    for path in ours[:-keep_last]:
+        if best_step is None or path.name != _name(best_step):
             shutil.rmtree(path)
 
 

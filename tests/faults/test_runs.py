@@ -124,5 +124,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, model
     newest.write_bytes(content)
     output = " ".join(output_of(start(*RECIPE, config_file)).split())
     assert "weights.safetensors is damaged" in output and f"after step {STEPS - 1}" in output
+    assert f"damaged-step-{STEPS:06d}" in output
     assert [line["step"] for line in RunFolder(tmp_path / "run").read_metrics()] == list(range(1, STEPS + 1))
     assert load_checkpoint(checkpoints(tmp_path)[-1]).state["step"] == STEPS
+    assert (checkpoints(tmp_path)[-1].parent / f"damaged-step-{STEPS:06d}" / newest.name).read_bytes() == content

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.loading import to_yaml
-from rlhf.training.checkpoint import list_checkpoints
+from rlhf.trainers.run import run
+from rlhf.training.checkpoint import list_checkpoints, load_checkpoint
+from rlhf.training.collecting import RolloutCollector
 from rlhf.training.metrics import deterministic
 from tests.processes import RECIPE, output_of, start
 from tests.tiny_runs import tiny_config
@@ -92,3 +95,33 @@ def test_killed_in_a_phase_and_resumed_equals_straight(tmp_path, model, straight
     assert whole[-1] == f"step-{STEPS // 2:06d}"
     assert f"after step {STEPS // 2}" in finish(config_file)
     assert read(tmp_path / "killed") == straight
+
+
+@pytest.mark.slow
+def test_stopped_before_the_first_step_and_resumed_evaluates_as_straight(tmp_path, model, monkeypatch):
+    """The stop comes after the evaluation at step 0, which is in the file by then."""
+    configs = [
+        tiny_config(
+            model,
+            run={"folder": str(tmp_path), "name": name},
+            batch={"steps": 2, "prompts_per_step": 4, "tokens_per_micro_batch": 128},
+            evaluation={"prompts": 4, "max_tokens": 8},
+            checkpoint={"every": 0, "export": False},
+        )
+        for name in ("straight", "stopped")
+    ]
+    straight, stopped = run(configs[0]), tmp_path / "stopped"
+    collect = RolloutCollector.collect
+
+    def terminated(self, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return collect(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutCollector, "collect", terminated)
+        run(configs[1])
+    checkpoint = load_checkpoint(list_checkpoints(stopped / "checkpoints")[-1])
+    assert checkpoint.state["step"] == 0 and len((stopped / "evaluations.jsonl").read_text().splitlines()) == 1
+    run(configs[1])
+    assert read(stopped) == read(straight)
+    assert (stopped / "evaluations.jsonl").read_bytes() == (straight / "evaluations.jsonl").read_bytes()

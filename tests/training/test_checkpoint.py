@@ -1,6 +1,10 @@
 """Checkpoints: exact round trip, damage found and named, settings compared, pruning."""
 
 import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +19,15 @@ from rlhf.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     prune,
+    recover,
     save_checkpoint,
+    set_aside_newer,
 )
+from tests.processes import run_on_two_ranks
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it, as nothing runs after SIGKILL."""
 
 
 def make(step: int) -> Checkpoint:
@@ -88,8 +99,79 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in (2, 4, 6, 8):
         save_checkpoint(tmp_path, make(step))
-    prune(tmp_path, keep_last=2, best_step=2)
+    prune(tmp_path, keep_last=2, best_step=2, step=8)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000006", "step-000008"]
+
+
+def test_pruning_counts_no_newer_ones_and_removes_none(tmp_path):
+    for step in (5, 20, 10):
+        save_checkpoint(tmp_path, make(step))
+    prune(tmp_path, keep_last=1, best_step=None, step=10)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000010", "step-000020"]
+
+
+def test_newer_ones_than_a_run_goes_on_from_are_set_aside_each_under_a_name_of_its_own(tmp_path):
+    for _ in range(2):
+        for step in (5, 20):
+            save_checkpoint(tmp_path, make(step))
+        set_aside_newer(tmp_path, 5)
+        assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000005"]
+    aside = sorted(tmp_path.glob("damaged-*"))
+    assert [path.name for path in aside] == ["damaged-step-000020", "damaged-step-000020.1"]
+    assert all(load_checkpoint(path).state["step"] == 20 for path in aside)
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_a_kill_while_a_step_is_written_again_leaves_a_whole_checkpoint_of_it(tmp_path, monkeypatch, moment):
+    """Before each change of a folder that comes after the files were written, and in the middle of each removal."""
+    writings = [make(3), make(3)]
+    for number, writing in enumerate(writings):
+        writing.state["writing"] = number
+    save_checkpoint(tmp_path, writings[0])
+    moments, remove = 0, module.shutil.rmtree
+
+    def pass_moment() -> None:
+        nonlocal moments
+        if moments == moment:
+            raise Killed
+        moments += 1
+
+    def killable(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            pass_moment()
+            if change is remove and (arguments[0] / module.MANIFEST).exists():
+                (arguments[0] / module.MANIFEST).unlink()
+                pass_moment()
+            return change(*arguments, **options)
+
+        return changed
+
+    is_killed = False
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "replace", killable(module.os.replace))
+        patch.setattr(module.shutil, "rmtree", killable(remove))
+        try:
+            save_checkpoint(tmp_path, writings[1])
+        except Killed:
+            is_killed = True
+    assert is_killed == (moment < 6), "the last of the moments comes after the writing"
+    recover(tmp_path)
+    checkpoint, problems = newest_checkpoint(tmp_path)
+    assert checkpoint.state["step"] == 3 and not problems
+    assert checkpoint.state["writing"] == 1 or is_killed
+    save_checkpoint(tmp_path, writings[1])
+    recover(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
+
+
+@pytest.mark.slow
+def test_each_rank_hashes_the_files_that_it_writes_and_one_that_cannot_write_ends_it_on_all(tmp_path):
+    run_on_two_ranks(Path(__file__).with_name("shards_on_ranks.py"), tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "step-000001")
+    manifest = json.loads((tmp_path / "step-000001" / module.MANIFEST).read_text())
+    names = sorted(path.name for path in (tmp_path / "step-000001").iterdir())
+    assert list(manifest) == [name for name in names if name != module.MANIFEST] and len(checkpoint.shards) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
 def test_config_differences_name_what_matters_only():
