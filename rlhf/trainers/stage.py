@@ -26,7 +26,7 @@ from transformers import (
 
 from rlhf.config.loading import to_dict, to_yaml
 from rlhf.config.optimizer import OptimizerConfig, ScheduleConfig
-from rlhf.config.sharding import sharding_from_environment
+from rlhf.config.sharding import sharding_from_environment, sharding_problems
 from rlhf.config.sources import ConfigError
 from rlhf.config.stage import StageConfig
 from rlhf.data.order import PromptOrder
@@ -133,10 +133,14 @@ def quieten(trainer: Trainer) -> None:
 def open_folder(config: StageConfig) -> tuple[RunFolder, str | None]:
     """The run's folder, made where it is missing, and the newest whole checkpoint in it.
 
-    Raises CheckpointError where that was made with other settings, FileExistsError under `run.resume: never`.
+    Raises CheckpointError where that was made with other settings, FileExistsError under `run.resume: never`,
+    LaunchError and ConfigError for a launch in which the ranks would not train one model, or would divide it.
     """
+    sharding = sharding_from_environment(os.environ)
+    if problems := sharding_problems(config, sharding):
+        raise ConfigError(problems)
     state = PartialState()
-    check_launch(state, sharding_from_environment(os.environ))
+    check_launch(state, sharding)
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     checkpoint = newest_whole(folder.checkpoints)
     if checkpoint is not None and folder.config.exists():

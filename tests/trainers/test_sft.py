@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.config.model import ModelConfig
+from rlhf.config.sharding import launch_environment
+from rlhf.config.sources import ConfigError
 from rlhf.data.examples import IGNORED
 from rlhf.models.loading import load_tokenizer
 from rlhf.trainers import sft
@@ -71,6 +73,14 @@ def test_a_run_takes_the_steps_of_a_plain_loop(name, model_path, tmp_path):
     assert [line["loss"] for line in lines(run / "metrics.jsonl")] == pytest.approx(losses, abs=1e-3)
     for key, value in weights(run / "model").items():
         torch.testing.assert_close(value, model.state_dict()[key], rtol=1e-3, atol=2e-5, msg=key)
+
+
+def test_shards_are_refused_before_anything_is_made(tmp_path, monkeypatch):
+    for name, value in launch_environment("fsdp2").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"fsdp2 divides weights.*configs/accelerate/ddp\.yaml"):
+        sft.run(tiny_sft("no/model", tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_run_leaves(model_path, tmp_path, capsys):
