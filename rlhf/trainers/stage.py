@@ -34,7 +34,7 @@ from rlhf.data.seeds import derive_seed
 from rlhf.optim.parameter_groups import Overrides
 from rlhf.training.checkpoint import CheckpointError, config_differences
 from rlhf.training.environment import describe_environment
-from rlhf.training.launch_checks import check_launch
+from rlhf.training.launch_checks import check_launch, cpu_ranks
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.schedule import learning_rate_factor
@@ -139,7 +139,7 @@ def open_folder(config: StageConfig) -> tuple[RunFolder, str | None]:
     sharding = sharding_from_environment(os.environ)
     if problems := sharding_problems(config, sharding):
         raise ConfigError(problems)
-    state = PartialState()
+    state = PartialState(**cpu_ranks())
     check_launch(state, sharding)
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     checkpoint = newest_whole(folder.checkpoints)
