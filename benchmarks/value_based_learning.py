@@ -38,7 +38,7 @@ from rlhf.training.statistics import wilson_interval
 MODEL = "embedded:smollm2-135m-instruct"
 HELD_OUT = 200
 OFFLINE_SEED = 90_001
-"""Of the offline solutions' problems: drawn from the training half, apart from the runs' seeds."""
+"""Of the offline solutions' problems: drawn from the training part, apart from the runs' seeds."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def run_name(arguments: argparse.Namespace, method: str, seed: int) -> str:
 
 
 def offline_solutions(folder: Path, level: int, count: int) -> Path:
-    """A dataset of problems of the training half with their gold answers, each earning 1; written once."""
+    """A dataset of problems of the training part with their gold answers, each earning 1; written once."""
     file = folder / f"offline-level{level}-{count}.jsonl"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 Its own time limits are alarms, which hold only in a main thread and not against every input; here they are off, and
 the process of `rlhf.rewards.pool.GraderPool` around it is ended when the time is up. Importing this module needs the
-package `math-verify` (`pip install "rlhf[eval]"`).
+package `math-verify` (`make setup` installs it; elsewhere `pip install -e '.[eval]'` from a checkout).
 """
 
 from collections.abc import Mapping

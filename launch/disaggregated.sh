@@ -10,7 +10,8 @@
 #   SERVERS="http://gpu-a:8001 http://gpu-a:8002" launch/disaggregated.sh recipes/grpo.py --config my.yaml
 #
 # What follows the recipe goes to it as it stands, then engine.type and engine.urls. The script waits until all servers
-# are well, and ends those that it started, no others. --batch.staleness 1 lets both sides work at the same time.
+# are well, and ends those that it started, no others. Both sides work at the same time with
+#   --batch.staleness 1 --algorithm.mismatch.level token
 # Variables, with their defaults:
 #   ROLE=               trainer where SERVERS is given, else all; servers
 #   SERVERS=            addresses of servers that run already, separated by spaces

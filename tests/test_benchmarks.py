@@ -29,6 +29,7 @@ from peers.workloads import (
     read_rows,
 )
 
+from rlhf.config.extras import from_checkout
 from rlhf.config.grpo import GRPOConfig
 
 BATCH_S = Trial(WORKLOADS["batch-s"], steps=3, seed=5, precision="float32")
@@ -236,7 +237,7 @@ def test_peak_memory_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_ours_and_trl_run_the_smoke_workload_on_the_same_prompts(tmp_path: Path) -> None:
-    pytest.importorskip("trl", reason="the peer is not installed: pip install 'rlhf[trl]'")
+    pytest.importorskip("trl", reason=f"the peer is not installed; {from_checkout('trl')}")
     flags = ["--workload", "smoke", "--contestants", "trl", "ours", "--rounds", "1", "--threads", "1", "--json"]
     command = [sys.executable, str(ROOT / "benchmarks" / "step_time.py"), *flags, "--out", str(tmp_path / "table.md")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -30,7 +30,7 @@ class ArithmeticConfig(PromptFormat):
     """1: one-digit sums; 2: sums below 50; 3: + and - below 100; 4: + - and * of two-digit numbers; 5: two
     operations."""
     size: int = Field(100_000, ge=1)
-    """How many prompts an epoch has (drawn with replacement from the training half where the level has fewer)."""
+    """How many prompts an epoch has (drawn with replacement from the training part where the level has fewer)."""
 
 
 class CountdownConfig(PromptFormat):

@@ -92,7 +92,7 @@ class EvaluationConfig(BenchmarkSettings):
     prompts: int = Field(200, ge=0)
     """Held-out prompts in the format of the training prompts, one completion each; 0 is off."""
     data: PromptSourceConfig | None = None
-    """Where held-out prompts come from; none given: the held-out half of a generated task."""
+    """Where held-out prompts come from; none given: the held-out fifth of a generated task."""
 
     @property
     def sets(self) -> list[str]:

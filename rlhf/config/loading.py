@@ -90,7 +90,7 @@ def _planned_division(config: Section, line: CommandLine) -> Division:
     divided so."""
     text = line.planned_division
     division = division_from_environment(os.environ) if text is None else division_from_text(text)
-    if hasattr(config, "batch") and (problems := sharding_problems(config, division.sharding)):
+    if hasattr(config, "optimizer") and (problems := sharding_problems(config, division.sharding)):
         raise ConfigError(problems)
     return division
 

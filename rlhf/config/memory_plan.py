@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlhf.config.division import Division
+from rlhf.config.held_memory import ensemble_items, reward_model_items
 from rlhf.config.lengths import most_completion_tokens
 from rlhf.config.memory_items import BYTES, GIB, MemoryItem, Place, item
 from rlhf.config.model_shapes import ModelShape
@@ -68,13 +69,14 @@ def memory_plan(
     """
     division = division or Division()
     plan = learner_plan(config, shape, division, device)
-    return replace(plan, items=(*plan.items, *_engine(config, shape, division.ranks, device)))
+    beside = (*reward_model_items(config), *_engine(config, shape, division.ranks, device))
+    return replace(plan, items=(*plan.items, *beside))
 
 
 def learner_plan(
     config: Any, shape: ModelShape, division: Division, device: Literal["cpu", "cuda"] = "cpu"
 ) -> MemoryPlan:
-    """As `memory_plan`, without the engine that generates."""
+    """As `memory_plan`, without the engine that generates and the models that score."""
     model, parameters = config.model, shape.parameters
     if not config.algorithm.trains_policy:
         return _reading_plan(config, shape, division, device)
@@ -82,7 +84,7 @@ def learner_plan(
     items = trained_items(model, config.optimizer, shape, division)
     if config.algorithm.needs_reference_model and not model.lora:
         items += frozen_items("reference policy", model.dtype, shape, division)
-    items += _critic(config, shape, division)
+    items += [*_critic(config, shape, division), *ensemble_items(config, shape)]
     items += [_activations(config, shape, division.ranks), _head(config, shape, division.ranks, device)]
     start = start_items(model, config.optimizer, shape, division)
     return MemoryPlan(tuple(items), parameters, trained, tuple(start))
@@ -99,6 +101,7 @@ def _reading_plan(
         *frozen_items("policy weights", model.dtype, shape, division),
         MemoryItem("activations", block, f"{tokens:,} tokens of one micro-batch, 1 block"),
         _head(config, shape, division.ranks, device),
+        *ensemble_items(config, shape),
     ]
     loaded = item("the model as it is loaded", shape.parameters * b, f"P x {b}", "host")
     return MemoryPlan(tuple(items), shape.parameters, 0, (loaded,))

@@ -28,7 +28,7 @@ class MiningConfig(Section):
     prompts_per_batch: int = Field(64, ge=1)
     """Prompts between two writes: what an interruption loses at most."""
     split: Literal["train", "held_out"] = "train"
-    """Which half of a generated task; a dataset has the split that `data.split` says."""
+    """Which part of a generated task, four fifths or one; a dataset has the split that `data.split` says."""
 
     @model_validator(mode="after")
     def _refuse_sessions(self) -> "MiningConfig":

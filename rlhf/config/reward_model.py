@@ -15,7 +15,7 @@ class PairEvaluationConfig(Section):
     pairs: int = Field(500, ge=1)
     """How many; all there are where a dataset has fewer."""
     data: PreferencesConfig | None = None
-    """Where they come from. None given: the held-out half of a generated task, or the fifth of a dataset's prompts
+    """Where they come from. None given: the held-out fifth of a generated task, or the fifth of a dataset's prompts
     that is never trained on."""
 
 

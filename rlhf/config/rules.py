@@ -164,7 +164,7 @@ def _held_out(config: Any) -> list[str]:
         return []
     if evaluation.data is None and isinstance(config.data, RowsConfig):
         return [
-            f"evaluation.prompts = {evaluation.prompts}, but a dataset has no held-out half of its own: give "
+            f"evaluation.prompts = {evaluation.prompts}, but a dataset has no held-out part of its own: give "
             "evaluation.data "
             "(for example the same dataset with split: test), or set evaluation.prompts to 0"
         ]

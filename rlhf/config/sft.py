@@ -22,7 +22,7 @@ class SFTEvaluationConfig(Section):
     examples: int = Field(200, ge=0)
     """How many; 0 is off."""
     data: ExamplesConfig | None = None
-    """Where they come from. None given: the held-out half of a generated task, or the fifth of a dataset's prompts
+    """Where they come from. None given: the held-out fifth of a generated task, or the fifth of a dataset's prompts
     that is never trained on."""
 
 

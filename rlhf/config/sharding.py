@@ -5,6 +5,7 @@ from typing import Literal
 
 from rlhf.config.optimistic_actor_critic import OptimisticConfig
 from rlhf.config.recipe import RecipeConfig
+from rlhf.config.stage import StageConfig
 
 Sharding = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload"]
 
@@ -35,10 +36,15 @@ def launch_environment(sharding: Sharding) -> dict[str, str]:
     }  # fmt: skip
 
 
-def sharding_problems(config: RecipeConfig, sharding: Sharding) -> list[str]:
+def sharding_problems(config: RecipeConfig | StageConfig, sharding: Sharding) -> list[str]:
     """What this recipe cannot do with a model that is divided over ranks, with the remedies."""
     if sharding == "ddp":
         return []
+    if isinstance(config, StageConfig):
+        return [
+            f"this stage runs on TRL's trainer and exports the weights of one rank, and {sharding} divides weights or "
+            "what trains them: use configs/accelerate/ddp.yaml"
+        ]
     problems, algorithm = [], config.algorithm
     if config.optimizer.type in ("muon", "adamw_8bit"):
         is_muon = config.optimizer.type == "muon"

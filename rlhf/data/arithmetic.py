@@ -27,7 +27,7 @@ def training_problem(level: int, seed: int, index: int) -> Problem:
 
     Every training problem of the level comes once, shuffled; indices beyond their number draw with replacement.
     """
-    problems = _halves(level)[0]
+    problems = _parts(level)[0]
     if index < len(problems):
         chosen = _order(len(problems), derive_seed(seed, "arithmetic", level, "train"))(index)
     else:
@@ -37,7 +37,7 @@ def training_problem(level: int, seed: int, index: int) -> Problem:
 
 def held_out_problems(level: int, count: int, seed: int = 0) -> list[Problem]:
     """`count` distinct problems that no run trains on. Raises DataError where the level has fewer."""
-    problems = _halves(level)[1]
+    problems = _parts(level)[1]
     if count > len(problems):
         raise DataError(
             f"arithmetic level {level} has {len(problems)} held-out problems, and {count} are wanted: set "
@@ -53,12 +53,12 @@ def _order(length: int, seed: int) -> PromptOrder:
 
 
 @lru_cache(maxsize=5)
-def _halves(level: int) -> tuple[list[Terms], list[Terms]]:
+def _parts(level: int) -> tuple[list[Terms], list[Terms]]:
     """All problems of a level, to train on and held out."""
-    halves: tuple[list[Terms], list[Terms]] = ([], [])
+    parts: tuple[list[Terms], list[Terms]] = ([], [])
     for terms in _all_problems(level):
-        halves[is_held_out(_canonical(terms))].append(terms)
-    return halves
+        parts[is_held_out(_canonical(terms))].append(terms)
+    return parts
 
 
 def _all_problems(level: int) -> list[Terms]:

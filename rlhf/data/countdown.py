@@ -17,7 +17,7 @@ QUESTION = (
 
 
 def training_problem(numbers: int, largest: int, seed: int, index: int) -> Problem:
-    """The `index`-th training problem of a run with `seed`; drawn with replacement from the training half.
+    """The `index`-th training problem of a run with `seed`; drawn with replacement from the training part.
 
     `numbers`: how many are given; `largest`: the largest of them. Columns: numbers, target, answer (one solution).
     """

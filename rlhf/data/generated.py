@@ -1,4 +1,4 @@
-"""What generated tasks share: a problem, and the half of the problems it belongs to."""
+"""What generated tasks share: a problem, and the part of the problems it belongs to: one fifth is held out."""
 
 import hashlib
 from collections.abc import Callable, Mapping

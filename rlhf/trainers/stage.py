@@ -26,7 +26,7 @@ from transformers import (
 
 from rlhf.config.loading import to_dict, to_yaml
 from rlhf.config.optimizer import OptimizerConfig, ScheduleConfig
-from rlhf.config.sharding import sharding_from_environment
+from rlhf.config.sharding import sharding_from_environment, sharding_problems
 from rlhf.config.sources import ConfigError
 from rlhf.config.stage import StageConfig
 from rlhf.data.order import PromptOrder
@@ -34,7 +34,7 @@ from rlhf.data.seeds import derive_seed
 from rlhf.optim.parameter_groups import Overrides
 from rlhf.training.checkpoint import CheckpointError, config_differences
 from rlhf.training.environment import describe_environment
-from rlhf.training.launch_checks import check_launch
+from rlhf.training.launch_checks import check_launch, cpu_ranks
 from rlhf.training.optimizers import build_optimizer, keeps_master_copies
 from rlhf.training.run_folder import RunFolder
 from rlhf.training.schedule import learning_rate_factor
@@ -133,10 +133,14 @@ def quieten(trainer: Trainer) -> None:
 def open_folder(config: StageConfig) -> tuple[RunFolder, str | None]:
     """The run's folder, made where it is missing, and the newest whole checkpoint in it.
 
-    Raises CheckpointError where that was made with other settings, FileExistsError under `run.resume: never`.
+    Raises CheckpointError where that was made with other settings, FileExistsError under `run.resume: never`,
+    LaunchError and ConfigError for a launch in which the ranks would not train one model, or would divide it.
     """
-    state = PartialState()
-    check_launch(state, sharding_from_environment(os.environ))
+    sharding = sharding_from_environment(os.environ)
+    if problems := sharding_problems(config, sharding):
+        raise ConfigError(problems)
+    state = PartialState(**cpu_ranks())
+    check_launch(state, sharding)
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     checkpoint = newest_whole(folder.checkpoints)
     if checkpoint is not None and folder.config.exists():

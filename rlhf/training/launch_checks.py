@@ -58,11 +58,16 @@ def start_accelerator(sharding: Sharding, **settings: Any) -> Accelerator:
         unset_hf_deepspeed_config()
         accelerator.state.deepspeed_plugin.dschf = None
         return accelerator
-    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # read by Accelerate in other places than its argument too
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-        settings["cpu"] = True
-    return Accelerator(**settings, kwargs_handlers=[group])
+    return Accelerator(**settings, **cpu_ranks(), kwargs_handlers=[group])
+
+
+def cpu_ranks() -> dict[str, bool]:
+    """What Accelerate must be told where there are several ranks and no GPU."""
+    if torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return {}
+    # read by Accelerate in other places than its argument too
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    return {"cpu": True}
 
 
 def check_launch(accelerator: Accelerator, sharding: Sharding) -> None:

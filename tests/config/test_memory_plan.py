@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlhf.config.held_memory import NETWORKS, ensemble_numbers
 from rlhf.config.memory_plan import (
     HEAD_BLOCK_BYTES,
     HEAD_BLOCK_TOKENS,
@@ -137,10 +138,61 @@ def test_a_policy_that_is_never_trained_needs_its_weights_and_a_block():
     plan = memory_plan(parse_config(OptimisticActorCriticConfig, [*arguments, *implicit]), shape)
     trained = memory_plan(parse_config(OptimisticActorCriticConfig, [*arguments, "nora_token"]), shape)
     found = items(plan)
-    assert set(found) == {"policy weights", "activations", "LM head", "engine weights", "engine key-value cache"}
+    assert set(found) == {
+        "policy weights", "activations", "LM head", "critic ensemble", "the critic's episodes", "engine weights",
+        "engine key-value cache",
+    }  # fmt: skip
     assert found["policy weights"] == 2 * shape.parameters and plan.trained_parameters == 0
     assert found["activations"] == items(trained)["activations"] / shape.layers
     assert items(trained)["LM head"] - found["LM head"] == 4 * shape.vocabulary * shape.hidden
+
+
+@pytest.mark.parametrize("preset", ["nora", "nora_token"])
+def test_an_ensemble_is_counted_as_it_is_built(preset):
+    import torch
+
+    from rlhf.config.loading import parse_config
+    from rlhf.config.optimistic_actor_critic import OptimisticActorCriticConfig
+    from rlhf.training.critics import forms, optimistic
+
+    assert len(optimistic.NETWORKS) == NETWORKS
+    shape = shape_from_config({**SMALL, "model_type": "llama"})
+    config = parse_config(
+        OptimisticActorCriticConfig,
+        ["--model.path", "some/model", "--data.type", "arithmetic", "--algorithm.preset", preset,
+         "--algorithm.ensemble.buffer_gib", "0.5"],
+    )  # fmt: skip
+    algorithm = config.algorithm
+    settings = (algorithm.ensemble, shape.hidden, algorithm.value_bounds, 0)
+    embedding_VD = torch.zeros(shape.vocabulary, shape.hidden)
+    form = (
+        forms.TokenValues(*settings, embedding_VD, lambda batch: torch.empty(0)) if algorithm.ensemble.values_tokens
+        else forms.StateValues(*settings, algorithm.actor.trace_decay)
+    )  # fmt: skip
+    network = form.make_network()
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    priors = sum(buffer.numel() for buffer in network.buffers())
+    assert ensemble_numbers(algorithm.ensemble, shape.hidden) == (trained, priors)
+    features = form.token_Ve.nbytes if algorithm.ensemble.values_tokens else 0
+    plan = memory_plan(config, shape)
+    found = items(plan)
+    assert found["critic ensemble"] == 4 * (6 * trained + 3 * priors) + features
+    assert found["the critic's episodes"] == plan.host_bytes == 2**29
+
+
+def test_a_reward_model_is_counted_on_every_rank_where_its_sizes_are_known(parse, tmp_path):
+    from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+    config = LlamaConfig(**{**SMALL, "tie_word_embeddings": False}, num_labels=1, pad_token_id=0)
+    config.save_pretrained(tmp_path / "rm")
+    model = AutoModelForSequenceClassification.from_config(config)
+    numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    functions = f"[{{type: reward_model, path: {tmp_path / 'rm'}}}, {{type: reward_model, path: ./nowhere}}]"
+    plan = memory_plan(parse("--rewards.functions", functions), PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"])
+    head = numel.pop("score.weight")
+    assert items(plan)["reward model 0"] == 2 * sum(numel.values()) + 4 * head
+    assert items(plan)["reward model 1"] == 0
+    assert "not counted, its sizes are unknown: ./nowhere does not exist" in plan.render()
 
 
 def test_the_head_never_holds_the_logits_of_a_batch(parse):

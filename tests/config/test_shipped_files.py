@@ -10,6 +10,15 @@ from rlhf.config.grpo import GRPOConfig
 from rlhf.config.loading import parse_config
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("rlhf", "eval", "recipes", "launch", "benchmarks", "configs", "docs")
+
+
+def test_nothing_is_installed_by_this_project_s_name():
+    """In the public index another package has it."""
+    files = [*ROOT.glob("*.md"), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*"))]
+    texts = {file: file.read_text(encoding="utf-8") for file in files if file.suffix in (".py", ".md", ".sh", ".yaml")}
+    assert len(texts) > 100
+    assert [file for file, text in texts.items() if re.search(r"install[^\n]{0,20}\brlhf\b", text)] == []
 
 
 def test_the_readme_s_example_loads(written):

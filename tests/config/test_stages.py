@@ -53,6 +53,14 @@ def test_contradictions_are_refused(flags, message):
         parse_config(RewardModelTrainingConfig, ["--model.path", "some/model", "--data.type", "arithmetic", *flags])
 
 
+@SHIPPED
+@pytest.mark.parametrize("planned", ["fsdp2:4", "zero2:2", "zero3:8"])
+def test_a_plan_in_shards_is_refused(schema, file, planned, capsys):
+    with pytest.raises(SystemExit) as left:
+        load_config(schema, ["--config", str(ROOT / file), "--dry-run", planned])
+    assert left.value.code == 2 and "use configs/accelerate/ddp.yaml" in capsys.readouterr().err
+
+
 def test_a_reward_model_is_a_reward_function():
     (function,) = RewardsConfig(functions=[{"type": "reward_model", "path": "runs/rm/model", "weight": 2}]).functions
     assert function == RewardModelConfig(path="runs/rm/model", weight=2)

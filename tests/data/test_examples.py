@@ -86,7 +86,7 @@ def as_fields(problem, draws):
     return {"prompt": problem.question, "completion": problem.columns["answer"]}
 
 
-def test_generated_rows_keep_the_halves_apart():
+def test_generated_rows_keep_the_parts_apart():
     settings = dict(train=3_000, held_out=600, seed=5, make=as_fields)
     train, held_out = stage_rows(ArithmeticConfig(level=2), None, **settings)
     seen = {row.fields["prompt"] for row in train}

@@ -1,4 +1,4 @@
-"""Sums and countdown: right answers, stated ranges, and halves that share no problem."""
+"""Sums and countdown: right answers, stated ranges, and parts that share no problem."""
 
 import ast
 import operator
@@ -43,8 +43,8 @@ def expression_of(question: str) -> str:
 
 
 @pytest.mark.parametrize("level", range(1, 6))
-def test_the_halves_are_the_whole_level_and_share_nothing(level):
-    training, held_out = arithmetic._halves(level)
+def test_the_parts_are_the_whole_level_and_share_nothing(level):
+    training, held_out = arithmetic._parts(level)
     assert len(held_out) == ARITHMETIC_HELD_OUT[level] and len(training) + len(held_out) == ALL[level]
     assert len(set(training) | set(held_out)) == ALL[level]
     # mirror images count as the same problem
@@ -90,7 +90,7 @@ def test_level_ranges_and_answers(level, low, high, operators):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_training_takes_every_problem_once_before_any_twice(seed):
-    training = arithmetic._halves(2)[0]
+    training = arithmetic._parts(2)[0]
     questions = [arithmetic.training_problem(2, seed, index).question for index in range(3 * len(training))]
     assert len(set(questions[: len(training)])) == len(training) == len(set(questions))
     held_out = {problem.question for problem in arithmetic.held_out_problems(2, 508)}
@@ -151,7 +151,7 @@ def test_brute_force_agrees_that_three_numbers_reach_the_target():
     assert not solvable((Fraction(1), Fraction(1), Fraction(1)), 7)
 
 
-def test_countdown_halves_share_no_problem_and_held_out_ones_are_distinct():
+def test_countdown_parts_share_no_problem_and_held_out_ones_are_distinct():
     held_out = [countdown._canonical(problem) for problem in countdown.held_out_problems(2, 20, 100)]
     training = {
         countdown._canonical(countdown.training_problem(2, 20, seed, i)) for seed in (0, 1) for i in range(1500)

@@ -92,7 +92,7 @@ def test_held_out_problems_have_the_wanted_steps_and_no_twin(steps):
         assert grade(f"So it is \\boxed{{{problem.columns['answer']}}}.", problem.columns["answer"]).outcome == "right"
 
 
-def test_halves_share_no_computation():
+def test_parts_share_no_computation():
     def computation(problem):
         # the numbers and operations alone: the same computation in another story is the same problem
         key = []

@@ -51,7 +51,7 @@ def test_secrets_drift():
     assert all(abs(moves.count(move) - 1000) < 100 for move in (-1, 0, 1))
 
 
-def test_halves():
+def test_parts():
     """Nothing is trained on that is held out; sessions are a function of seed and index."""
     trained = [training_session(8, 1, seed, index).columns["session"] for seed in (0, 1) for index in range(200)]
     held_out = [problem.columns["session"] for problem in held_out_sessions(8, 1, 200)]

@@ -17,8 +17,9 @@ from eval.few_shot import Shots
 from eval.lm_eval_gsm8k import lm_eval_gsm8k
 from eval.questions import Question
 from eval.templates import build_template, cut_at_stop_string
+from rlhf.config.extras import from_checkout
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rlhf[dev]'")
+lm_eval = pytest.importorskip("lm_eval", reason=f"needs lm-eval; {from_checkout('dev')}")
 DATA = Path(os.environ.get("RLHF_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 ITEMS = 50
 TASK = "gsm8k_local"

