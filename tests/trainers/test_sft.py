@@ -19,7 +19,7 @@ from rlhf.trainers.stage import NonFiniteLoss, Recorder, newest_whole, ordered
 from rlhf.training.checkpoint import CheckpointError
 from rlhf.training.optimizers import build_optimizer
 from rlhf.training.schedule import learning_rate_factor
-from tests.processes import ROOT, run_on_ranks
+from tests.processes import ROOT, output_of, run_on_ranks, start
 from tests.tiny_runs import save_tiny_model
 from tests.trainers.tiny_stages import tiny_sft
 
@@ -80,12 +80,13 @@ def test_a_run_takes_the_steps_of_a_plain_loop(name, model_path, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_train_one_model(model_path, tmp_path):
     training = {"steps": 3, "rows_per_step": 4, "rows_per_micro_batch": 2}
-    config = tiny_sft(model_path, tmp_path, "two", training=training)
-    file = tmp_path / "two.yaml"
-    file.write_text(to_yaml(config), encoding="utf-8")
-    run_on_ranks(2, ROOT / "recipes/sft.py", "--config", file)
-    two = lines(tmp_path / "two" / "metrics.jsonl")
-    one = lines(sft.run(tiny_sft(model_path, tmp_path, "one", training=training)) / "metrics.jsonl")
+    for name in ("one", "two"):
+        config = tiny_sft(model_path, tmp_path, name, training=training)
+        (tmp_path / f"{name}.yaml").write_text(to_yaml(config), encoding="utf-8")
+    # in processes of their own, both: Accelerate's settings are of the process
+    output_of(start(ROOT / "recipes/sft.py", "--config", tmp_path / "one.yaml"))
+    run_on_ranks(2, ROOT / "recipes/sft.py", "--config", tmp_path / "two.yaml")
+    one, two = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
     assert [line["num_tokens"] for line in two] == [line["num_tokens"] for line in one]
     assert (tmp_path / "two" / "model" / "model.safetensors").exists()
