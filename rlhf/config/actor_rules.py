@@ -60,14 +60,3 @@ def _loss_problems(algorithm: Any) -> list[str]:
     given += ["mismatch.level"] if algorithm.mismatch.level != "off" else []
     why = "there is none" if kind == "implicit" else "that is a regression on values of tokens"
     return [f"{name} changes the policy's loss, and with actor.kind = {kind} {why}: leave it out" for name in given]
-
-
-def kept_state_problems(config: Any) -> list[str]:
-    """Between `algorithm` and `batch`."""
-    replayed, minibatches = config.algorithm.actor.replay_episodes, config.batch.minibatches
-    if not replayed or minibatches == 1:
-        return []
-    return [
-        f"batch.minibatches = {minibatches} with algorithm.actor.replay_episodes = {replayed}: kept episodes are fewer "
-        "at first and cannot be divided evenly; set batch.minibatches to 1"
-    ]

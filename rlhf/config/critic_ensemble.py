@@ -167,7 +167,8 @@ class ActorConfig(Section):
     steps: int | None = Field(None, ge=1)
     """Steps after an exchange in which the policy learns; it then stands still until the next. None: in all."""
     replay_episodes: int = Field(0, ge=0)
-    """logit_match: kept episodes whose states are learned from besides the step's own, on each rank."""
+    """logit_match: kept episodes whose states are learned from besides the step's own, on each rank; rounded down to a
+    multiple of batch.minibatches."""
     replay_offline: bool = True
     """logit_match: offline episodes are among them."""
 

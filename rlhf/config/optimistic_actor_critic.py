@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from rlhf.config.actor_rules import actor_problems, kept_state_problems
+from rlhf.config.actor_rules import actor_problems
 from rlhf.config.algorithm import KLConfig, PolicyGradientConfig
 from rlhf.config.critic_ensemble import (
     ActionViewConfig,
@@ -159,7 +159,7 @@ class OptimisticActorCriticConfig(GRPOConfig):
         return self
 
     @model_validator(mode="after")
-    def _refuse_what_the_actor_does_not_use(self) -> "OptimisticActorCriticConfig":
-        if problems := [*guided_run_problems(self), *kept_state_problems(self)]:
+    def _refuse_what_trains_a_guided_policy(self) -> "OptimisticActorCriticConfig":
+        if problems := guided_run_problems(self):
             raise ValueError("\n".join(problems))
         return self

@@ -78,6 +78,7 @@ class LogitMatching(OptimisticActorCritic):
             for sample in samples
         ]  # fmt: skip
         kept = critic.kept_episodes(self.config.actor.replay_episodes, self.config.actor.replay_offline)
+        kept = kept[: len(kept) - len(kept) % learner.config.batch.minibatches]
         if kept:
             targets = self._targets(critic.transitions(kept), critic)
             batch += [
